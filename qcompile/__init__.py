@@ -1,0 +1,1 @@
+"""qcompile: from a float ONNX model to a verified integer-only program."""

@@ -61,4 +61,6 @@ def run(passes: Sequence[Pass], model: onnx_ir.Model, plan: QuantPlan, context: 
         except Exception as e:
             e.add_note(f"in pass {p}")
             raise
-        context.log(f"{p.name}: {'changed' if changed else 'nothing to do'}, {time.perf_counter() - start:.2f} s")
+        context.log(
+            f"{p.name}: {'changed' if changed else 'nothing to do'}, {time.perf_counter() - start:.2f} s"
+        )

@@ -1,0 +1,524 @@
+"""The closed set of integer operators: each is a frozen value that knows its types and its exact meaning.
+
+Activations are channels-last: [N, *spatial, C]. `infer` gives the result type or raises TypeError with a
+sentence; `run` is the meaning every backend must equal to the last bit, for any number of rows on axis 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.ir import arith
+from qcompile.ir.arith import Acc, Val
+from qcompile.ir.types import Array, DType, TensorType
+
+_CHUNK_BYTES = 1 << 26
+"""An im2col buffer in the interpreter is cut along the rows to about this size."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """What a node does; equal operators compare and hash equal."""
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Give the result type, or raise TypeError saying why the operands do not fit."""
+        raise TypeError(f"{type(self).__name__} is no operator")
+
+    def run(self, *ins: Array) -> Array:
+        """Compute the result exactly."""
+        raise TypeError(f"{type(self).__name__} is no operator")
+
+
+def _want(ok: bool, sentence: str) -> None:
+    if not ok:
+        raise TypeError(sentence)
+
+
+def _windows(
+    spatial: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> tuple[int, ...]:
+    """Output extents of a sliding window; pads are all begins, then all ends."""
+    rank = len(spatial)
+    _want(
+        len(kernel) == len(strides) == len(dilations) == rank and len(pads) == 2 * rank,
+        f"a window over {rank} spatial axes needs {rank} kernel sizes, strides and dilations and {2 * rank} pads",
+    )
+    _want(min(*strides, *dilations, *kernel) >= 1 and min(pads) >= 0, "window sizes are positive")
+    out = tuple(
+        (s + pads[i] + pads[rank + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1
+        for i, s in enumerate(spatial)
+    )
+    _want(min(out) >= 1, f"the window {kernel} does not fit the padded input {spatial}")
+    return out
+
+
+def _padded(x: Array, pads: tuple[int, ...], value: int) -> Array:
+    if not any(pads):
+        return x
+    rank = x.ndim - 2
+    widths = [(0, 0), *((pads[i], pads[rank + i]) for i in range(rank)), (0, 0)]
+    return np.pad(x, widths, constant_values=value)
+
+
+def _taps(
+    x: Array,
+    out: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+) -> Iterator[Array]:
+    """For each kernel position in order, the input elements it meets: [N, *out, C]."""
+    for tap in product(*(range(k) for k in kernel)):
+        window = tuple(
+            slice(t * d, t * d + (o - 1) * s + 1, s)
+            for t, d, o, s in zip(tap, dilations, out, strides, strict=True)
+        )
+        yield x[(slice(None), *window)]
+
+
+def _exact_matmul(x: Array, w: Array) -> NDArray[np.int32]:
+    """x @ w.T of integers through the float unit: exact, because every partial sum fits the mantissa."""
+    peak = max(abs(int(x.min(initial=0))), abs(int(x.max(initial=0))))
+    reach = int(np.abs(w.astype(np.int64)).sum(axis=1).max(initial=0)) * peak
+    if reach < 1 << 24:
+        return (x.astype(np.float32) @ w.astype(np.float32).T).astype(np.int32)
+    return (x.astype(np.float64) @ w.astype(np.float64).T).astype(np.int64).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Conv(Op):
+    """x [N, *S, C], w [O, *K, C/groups], b int32 [O] -> int32 [N, *S', O]: sum of stored codes times weights plus b.
+
+    Zero points do not appear: they are folded into b, and the border is filled with `pad_value`, the code of 0.
+    """
+
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+    groups: int = 1
+    pad_value: int = 0
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        x, w, b = ins
+        _want(x.dtype.bits <= 16 and w.dtype.bits <= 8 and w.dtype.signed, f"Conv of {x} by {w}")
+        _want(len(x.shape) == len(w.shape) >= 3, f"Conv wants equal ranks, not {x} and {w}")
+        channels, outputs = x.shape[-1], w.shape[0]
+        _want(
+            channels == w.shape[-1] * self.groups and outputs % self.groups == 0,
+            f"{channels} channels in {self.groups} groups do not fit weights {w}",
+        )
+        _want(
+            b == TensorType(DType.I32, (outputs,)), f"Conv wants int32[{outputs}] as bias, not {b}"
+        )
+        _want(
+            x.dtype.lo <= self.pad_value <= x.dtype.hi,
+            f"pad value {self.pad_value} is no {x.dtype}",
+        )
+        out = _windows(x.shape[1:-1], w.shape[1:-1], self.strides, self.pads, self.dilations)
+        return TensorType(DType.I32, (x.shape[0], *out, outputs))
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        x, w, b = ins
+        kernel = w.shape[1:-1]
+        out = _windows(x.shape[1:-1], kernel, self.strides, self.pads, self.dilations)
+        x = _padded(x, self.pads, self.pad_value)
+        if self.groups == x.shape[-1] and w.shape[-1] == 1:
+            return self._depthwise(x, w, b, out)
+        y = np.empty((x.shape[0], *out, w.shape[0]), np.int32)
+        depth, width = w.shape[-1], w.shape[0] // self.groups
+        rows = max(1, _CHUNK_BYTES // (8 * math.prod(out) * math.prod(w.shape[1:])))
+        for at in range(0, x.shape[0], rows):
+            part = x[at : at + rows]
+            for g in range(self.groups):
+                patch = np.stack(
+                    list(
+                        _taps(
+                            part[..., g * depth : (g + 1) * depth],
+                            out,
+                            kernel,
+                            self.strides,
+                            self.dilations,
+                        )
+                    ),
+                    axis=-2,
+                ).reshape(-1, math.prod(w.shape[1:]))
+                block = w[g * width : (g + 1) * width].reshape(width, -1)
+                y[at : at + rows, ..., g * width : (g + 1) * width] = _exact_matmul(
+                    patch, block
+                ).reshape(len(part), *out, width)
+        return y + b
+
+    def _depthwise(self, x: Array, w: Array, b: Array, out: tuple[int, ...]) -> Array:
+        times = w.shape[0] // x.shape[-1]
+        y = np.broadcast_to(b, (x.shape[0], *out, w.shape[0])).astype(np.int32)
+        for at, part in enumerate(_taps(x, out, w.shape[1:-1], self.strides, self.dilations)):
+            wide = np.repeat(part, times, axis=-1) if times > 1 else part
+            y += wide.astype(np.int32) * w[..., 0].reshape(len(w), -1).T[at].astype(np.int32)
+        return y
+
+
+@dataclass(frozen=True)
+class MatMul(Op):
+    """x [..., K], w [O, K], b int32 [O] -> int32 [..., O]: x @ w.T + b on stored codes."""
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        x, w, b = ins
+        _want(x.dtype.bits <= 16 and w.dtype.bits <= 8 and w.dtype.signed, f"MatMul of {x} by {w}")
+        _want(
+            len(w.shape) == 2 and len(x.shape) >= 2 and x.shape[-1] == w.shape[1],
+            f"MatMul of {x} by {w} does not fit",
+        )
+        _want(
+            b == TensorType(DType.I32, (w.shape[0],)),
+            f"MatMul wants int32[{w.shape[0]}] as bias, not {b}",
+        )
+        return TensorType(DType.I32, (*x.shape[:-1], w.shape[0]))
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        x, w, b = ins
+        return _exact_matmul(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], len(w)) + b
+
+
+@dataclass(frozen=True)
+class Rescale(Op):
+    """The only rescaling: accumulators first, then values, summed at `f` fractional bits and rounded once (see arith).
+
+    Parameters with several entries go along the last axis, or over all spatial positions where `spatial` is set.
+    """
+
+    accs: tuple[Acc, ...]
+    vals: tuple[Val, ...]
+    f: tuple[int, ...]
+    zero_point: int
+    lo: int
+    hi: int
+    out: DType
+    spatial: bool = False
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        _want(
+            len(ins) == len(self.accs) + len(self.vals) >= 1,
+            f"Rescale of {len(self.accs)} accumulators and {len(self.vals)} values got {len(ins)} operands",
+        )
+        accs, vals = ins[: len(self.accs)], ins[len(self.accs) :]
+        _want(all(a.dtype is DType.I32 for a in accs), "an accumulator is int32")
+        _want(all(v.dtype.bits <= 16 for v in vals), "a value has at most 16 bits")
+        try:
+            shape = np.broadcast_shapes(*(t.shape for t in ins))
+        except ValueError:
+            raise TypeError(f"{', '.join(map(str, ins))} do not broadcast") from None
+        _want(all(a.shape == shape for a in accs), "an accumulator is never broadcast")
+        entries = math.prod(shape[1:-1]) if self.spatial else shape[-1]
+        rows = [self.f, *(r for a in self.accs for r in (a.multiplier, a.pre_shift))]
+        rows += [v.multiplier for v in self.vals]
+        _want(
+            all(len(r) in (1, entries) for r in rows),
+            f"Rescale parameters have 1 or {entries} entries",
+        )
+        _want(
+            all(arith.F_MIN <= f <= arith.F_MAX for f in self.f), f"f lies in 1..30, not {self.f}"
+        )
+        _want(
+            all(1 << 30 <= m < 1 << 31 for a in self.accs for m in a.multiplier),
+            "an accumulator's multiplier lies in [2**30, 2**31)",
+        )
+        _want(
+            self.out.lo <= self.lo <= self.hi <= self.out.hi,
+            f"[{self.lo}, {self.hi}] is not in {self.out}",
+        )
+        return TensorType(self.out, shape)
+
+    def parameter_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """How a parameter row of several entries broadcasts against a result of `shape`."""
+        return (1, *shape[1:-1], 1) if self.spatial else (shape[-1],)
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        shape = self.parameter_shape(np.broadcast_shapes(*(x.shape for x in ins)))
+        f = np.array(self.f, np.int64)
+        y = arith.rescale(
+            [(a, x.astype(np.int32)) for a, x in zip(self.accs, ins, strict=False)],
+            list(zip(self.vals, ins[len(self.accs) :], strict=True)),
+            f if len(self.f) == 1 else f.reshape(shape),
+            self.zero_point,
+            self.lo,
+            self.hi,
+            shape,
+        )
+        return y.astype(self.out.numpy)
+
+
+@dataclass(frozen=True)
+class Mul(Op):
+    """(x - zero_x) * (y - zero_y) -> int32, broadcast."""
+
+    zero_x: int
+    zero_y: int
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        x, y = ins
+        _want(x.dtype.bits <= 8 and y.dtype.bits <= 8, f"Mul of {x} and {y}: at most 8 bits")
+        try:
+            return TensorType(DType.I32, np.broadcast_shapes(x.shape, y.shape))
+        except ValueError:
+            raise TypeError(f"{x} and {y} do not broadcast") from None
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        x, y = ins
+        return (x.astype(np.int32) - self.zero_x) * (y.astype(np.int32) - self.zero_y)
+
+
+@dataclass(frozen=True)
+class Lut(Op):
+    """table[x - lowest code of x]: any unary function of an 8-bit tensor, without approximation."""
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        x, table = ins
+        _want(x.dtype.bits <= 8, f"a table wants at most 8 bits, not {x}")
+        _want(
+            table.shape == (1 << x.dtype.bits,),
+            f"a table for {x.dtype} has {1 << x.dtype.bits} entries",
+        )
+        return TensorType(table.dtype, x.shape)
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        x, table = ins
+        lowest = 0 if x.dtype == np.uint8 else -(len(table) // 2)
+        return np.asarray(table[x.astype(np.int64) - lowest])
+
+
+@dataclass(frozen=True)
+class MaxPool(Op):
+    """The largest code under each window; the border never wins."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        (x,) = ins
+        spatial = x.shape[1:-1]
+        out = _windows(spatial, self.kernel, self.strides, self.pads, self.dilations)
+        reach = [(k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True)]
+        rank = len(spatial)
+        _want(
+            all(self.pads[i] <= reach[i] and self.pads[rank + i] <= reach[i] for i in range(rank)),
+            "a pooling window may not lie wholly in the border",
+        )
+        return TensorType(x.dtype, (x.shape[0], *out, x.shape[-1]))
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        (x,) = ins
+        out = _windows(x.shape[1:-1], self.kernel, self.strides, self.pads, self.dilations)
+        padded = _padded(x, self.pads, int(np.iinfo(x.dtype).min))
+        y: Array | None = None
+        for part in _taps(padded, out, self.kernel, self.strides, self.dilations):
+            y = part.copy() if y is None else np.maximum(y, part)
+        assert y is not None
+        return y
+
+
+@dataclass(frozen=True)
+class SumPool(Op):
+    """The sum of (x - zero_point) under each window -> int32; the border counts as 0."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    zero_point: int
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        (x,) = ins
+        ones = (1,) * len(self.kernel)
+        out = _windows(x.shape[1:-1], self.kernel, self.strides, self.pads, ones)
+        return TensorType(DType.I32, (x.shape[0], *out, x.shape[-1]))
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        (x,) = ins
+        ones = (1,) * len(self.kernel)
+        out = _windows(x.shape[1:-1], self.kernel, self.strides, self.pads, ones)
+        padded = _padded(x.astype(np.int32) - self.zero_point, self.pads, 0)
+        y = np.zeros((x.shape[0], *out, x.shape[-1]), np.int32)
+        for part in _taps(padded, out, self.kernel, self.strides, ones):
+            y += part
+        return y
+
+
+@dataclass(frozen=True)
+class Softmax(Op):
+    """Softmax over the last axis: exponentials by table, one Newton reciprocal per row, one rounding.
+
+    x, table int32 [2**bits of x], table[k] = exp of -k input steps with `fraction` fractional bits, so that the sum of a
+    row stays below 2**31. The result has scale 2**-b and zero point -2**(b-1) for an output of b bits.
+    """
+
+    fraction: int
+    out: DType
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        x, table = ins
+        _want(
+            x.dtype.bits <= 8 and self.out in (DType.I8, DType.I16), f"Softmax of {x} to {self.out}"
+        )
+        _want(table == TensorType(DType.I32, (1 << x.dtype.bits,)), f"Softmax table {table}")
+        _want(
+            x.shape[-1] << self.fraction < 1 << 31, f"Softmax over {x.shape[-1]} overflows its sum"
+        )
+        return TensorType(self.out, x.shape)
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        x, table = ins
+        wide = x.astype(np.int64)
+        e = table[wide.max(axis=-1, keepdims=True) - wide].astype(np.int64)
+        total = e.sum(axis=-1, keepdims=True)
+        top = np.frexp(total.astype(np.float64))[1].astype(np.int64) - 1
+        inverse = arith.reciprocal(total << (30 - top))
+        shift = 31 + top - self.out.bits
+        y = ((e * inverse + (np.int64(1) << (shift - 1))) >> shift) + self.out.lo
+        return np.clip(y, self.out.lo, self.out.hi).astype(self.out.numpy)
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """The operands one after the other along `axis`."""
+
+    axis: int
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        first = ins[0]
+        _want(0 < self.axis < len(first.shape), f"Concat along axis {self.axis} of {first}")
+        around = [(t.dtype, t.shape[: self.axis], t.shape[self.axis + 1 :]) for t in ins]
+        _want(len(set(around)) == 1, f"Concat of {', '.join(map(str, ins))} does not fit")
+        shape = list(first.shape)
+        shape[self.axis] = sum(t.shape[self.axis] for t in ins)
+        return TensorType(first.dtype, tuple(shape))
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        return np.concatenate(ins, axis=self.axis)
+
+
+@dataclass(frozen=True)
+class Slice(Op):
+    """x[starts:ends:steps] on every axis after the first; bounds are non-negative, steps positive."""
+
+    starts: tuple[int, ...]
+    ends: tuple[int, ...]
+    steps: tuple[int, ...]
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        (x,) = ins
+        rest = x.shape[1:]
+        _want(len(self.starts) == len(self.ends) == len(self.steps) == len(rest), f"Slice of {x}")
+        _want(
+            all(
+                0 <= a < b <= n and s >= 1
+                for a, b, s, n in zip(self.starts, self.ends, self.steps, rest, strict=True)
+            ),
+            f"Slice [{self.starts}:{self.ends}] leaves {x}",
+        )
+        shape = (
+            -(-(b - a) // s) for a, b, s in zip(self.starts, self.ends, self.steps, strict=True)
+        )
+        return TensorType(x.dtype, (x.shape[0], *shape))
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        (x,) = ins
+        cut = (slice(a, b, s) for a, b, s in zip(self.starts, self.ends, self.steps, strict=True))
+        return np.ascontiguousarray(x[(slice(None), *cut)])
+
+
+@dataclass(frozen=True)
+class Pad(Op):
+    """x with `value` around it: pads are begins of every axis after the first, then ends."""
+
+    pads: tuple[int, ...]
+    value: int
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        (x,) = ins
+        rank = len(x.shape) - 1
+        _want(len(self.pads) == 2 * rank and min(self.pads) >= 0, f"Pad of {x} by {self.pads}")
+        _want(x.dtype.lo <= self.value <= x.dtype.hi, f"pad value {self.value} is no {x.dtype}")
+        shape = (n + self.pads[i] + self.pads[rank + i] for i, n in enumerate(x.shape[1:]))
+        return TensorType(x.dtype, (x.shape[0], *shape))
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        (x,) = ins
+        rank = x.ndim - 1
+        widths = [(0, 0), *((self.pads[i], self.pads[rank + i]) for i in range(rank))]
+        return np.pad(x, widths, constant_values=self.value)
+
+
+@dataclass(frozen=True)
+class Reshape(Op):
+    """The same elements in the same order; a leading -1 stands for whatever the rows give."""
+
+    shape: tuple[int, ...]
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        (x,) = ins
+        _want(all(n >= 1 for n in self.shape[1:]), f"Reshape of {x} to {self.shape}")
+        rest = math.prod(self.shape[1:])
+        lead = x.size // rest if self.shape[0] == -1 else self.shape[0]
+        _want(lead * rest == x.size, f"{x} cannot be reshaped to {self.shape}")
+        return TensorType(x.dtype, (lead, *self.shape[1:]))
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        return ins[0].reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Transpose(Op):
+    """Axis i of the result is axis perm[i] of x; the first axis stays."""
+
+    perm: tuple[int, ...]
+
+    def infer(self, *ins: TensorType) -> TensorType:
+        """Result type; see the class."""
+        (x,) = ins
+        _want(sorted(self.perm) == list(range(len(x.shape))), f"Transpose of {x} by {self.perm}")
+        return TensorType(x.dtype, tuple(x.shape[i] for i in self.perm))
+
+    def run(self, *ins: Array) -> Array:
+        """Exact result; see the class."""
+        return np.ascontiguousarray(ins[0].transpose(self.perm))
+
+
+OPS: tuple[type[Op], ...] = (
+    Conv, MatMul, Rescale, Mul, Lut, MaxPool, SumPool, Softmax, Concat, Slice, Pad, Reshape, Transpose,
+)  # fmt: skip
+"""The closed set."""

@@ -1,0 +1,117 @@
+"""What a target is: it lowers the integer graph to files, and runs what it lowered where it can.
+
+A target never changes a value: what it cannot run it refuses (`Unsupported`), naming the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from qcompile.errors import BadInput
+from qcompile.ir import Array, Graph
+
+Codes = Mapping[str, Array]
+"""Integer tensors by port name; the first axis counts rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One node of the lowered program, for the report."""
+
+    name: str
+    kernel: str
+    macs: int
+    scratch_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """An emitted program. `files` are deterministic bytes by relative path; no clock, path or host name is in them.
+
+    `stored` gives the trace id of every value that reaches memory; `fused` names those that never do.
+    """
+
+    files: Mapping[str, bytes]
+    arena_bytes: int
+    weight_bytes: int
+    stored: Mapping[str, int]
+    fused: Sequence[str]
+    layers: Sequence[Layer]
+
+
+@dataclass(frozen=True, slots=True)
+class FloatCertificate:
+    """What disassembling the built objects showed: `instructions` decoded, and the float ones and symbols found."""
+
+    instructions: int
+    findings: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def clean(self) -> bool:
+        """No floating-point arithmetic and no soft-float symbol was found."""
+        return self.instructions > 0 and not self.findings
+
+
+class Runner(Protocol):
+    """A built program that can be run here, natively or in an emulator."""
+
+    def run(self, feeds: Codes) -> dict[str, Array]:
+        """Codes in, codes out, for any number of rows."""
+        ...
+
+    def trace(self, feeds: Codes) -> dict[str, Array]:
+        """Every stored value by name, rows first, from the trace build of the same sources; outputs by port name too."""
+        ...
+
+
+class Target(Protocol):
+    """A family of chips."""
+
+    name: str
+    summary: str
+    cpus: Sequence[str]
+
+    def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
+        """Emit the program called `name` (a C identifier), with `vectors` (one row each) in its self-test; pure."""
+        ...
+
+    def runner(
+        self, folder: Path, graph: Graph, *, name: str, cpu: str, sanitize: bool = False
+    ) -> Runner:
+        """Build what `lower` emitted into `folder` and return a way to run it; ToolchainMissing says what to install."""
+        ...
+
+    def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
+        """Build the objects and look for floating point in them."""
+        ...
+
+    def missing(self) -> Sequence[str]:
+        """What building and running here still needs, a sentence each; empty when all is there."""
+        ...
+
+
+_FAMILIES: Mapping[str, str] = {
+    "x86": "qcompile.targets.x86",
+    "arm": "qcompile.targets.arm",
+}
+
+
+def names() -> list[str]:
+    """The targets there are."""
+    return list(_FAMILIES)
+
+
+def get(name: str) -> Target:
+    """Return the target called `name`; BadInput with the nearest name otherwise."""
+    if name not in _FAMILIES:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, _FAMILIES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadInput(f"there is no target '{name}'{hint} Targets: {', '.join(_FAMILIES)}")
+    make: Callable[[], Target] = import_module(_FAMILIES[name]).target
+    return make()

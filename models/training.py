@@ -1,6 +1,6 @@
 """Turn a torch network into a shipped folder: train, export, write data and accuracy.
 
-Development only: the versions that made the shipped files are in each folder's README.
+Development only: needs torch; the version that made the shipped files is in each README.
 """
 
 from __future__ import annotations

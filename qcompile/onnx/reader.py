@@ -1,0 +1,215 @@
+"""Reading an ONNX file that nobody vouches for: size, structure, external data, domains, expansion."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx.checker
+import onnx.external_data_helper
+from google.protobuf.message import DecodeError
+
+from qcompile.errors import BadInput, Unsupported
+
+MAX_MODEL_BYTES = 2**31 - 1
+"""The largest model read, external data included: what one protobuf message can hold."""
+
+MAX_NODES = 200_000
+"""The most nodes a graph may have once its functions are expanded."""
+
+STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
+
+
+def read(source: str | os.PathLike[str] | bytes) -> onnx.ModelProto:
+    """Return a checked model of standard operators whose tensors are all in memory."""
+    model = onnx.ModelProto()
+    folder: Path | None = None
+    if isinstance(source, bytes):
+        what, data = "the model", source
+    else:
+        path = Path(source)
+        what, folder = f"{str(path)!r}", path.resolve().parent
+        data = _read_file(path, MAX_MODEL_BYTES, what)
+    if len(data) > MAX_MODEL_BYTES:
+        raise BadInput(_too_large(what))
+    try:
+        model.ParseFromString(data)
+    except DecodeError as e:
+        raise BadInput(f"{what} is not an ONNX model or is cut short: {e}") from e
+    if not model.HasField("graph"):
+        raise BadInput(f"{what} is not an ONNX model: it holds no graph")
+    _load_external(model, folder, MAX_MODEL_BYTES - len(data))
+    try:
+        _refuse_foreign_operators(model)
+        _refuse_expansion(model)
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, UnicodeDecodeError, ValueError) as e:
+        raise BadInput(f"{what} is not a valid ONNX model: {_first_line(e)}") from e
+    return model
+
+
+def _read_file(path: Path, limit: int, what: str) -> bytes:
+    try:
+        # A device or a pipe has no size to check and may never end.
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadInput(f"{what} is not a file; give the path of an ONNX file")
+        if status.st_size > limit:
+            raise BadInput(_too_large(what))
+        return path.read_bytes()
+    except (OSError, ValueError) as e:
+        raise BadInput(f"{what} cannot be read: {e}") from e
+
+
+def _too_large(what: str) -> str:
+    return f"{what} is larger than {MAX_MODEL_BYTES} bytes with its external data, the most that is read"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _attribute_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _nodes(holder: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    for node in holder.node:
+        yield node
+        for graph in _attribute_graphs(node):
+            yield from _nodes(graph)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for inner in _attribute_graphs(node):
+            yield from _graphs(inner)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    graphs = list(_graphs(model.graph))
+    for f in model.functions:
+        graphs += [g for n in f.node for inner in _attribute_graphs(n) for g in _graphs(inner)]
+    for graph in graphs:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for holder in (model.graph, *model.functions):
+        for node in _nodes(holder):
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    yield from (sparse.values, sparse.indices)
+
+
+def _load_external(model: onnx.ModelProto, folder: Path | None, budget: int) -> None:
+    for tensor in _tensors(model):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        what = f"tensor {tensor.name!r}"
+        if folder is None:
+            raise BadInput(
+                f"{what} keeps its values in another file, which a model given as bytes cannot"
+                " have; give the path of the model instead"
+            )
+        entries = {e.key: e.value for e in tensor.external_data}
+        data = _external_bytes(what, entries, folder, budget)
+        budget -= len(data)
+        tensor.raw_data = data
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _external_bytes(what: str, entries: dict[str, str], folder: Path, budget: int) -> bytes:
+    location = entries.get("location", "")
+    try:
+        path = (folder / location).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError) as e:
+        raise BadInput(f"{what} keeps its values in {location!r}, which cannot be read: {e}") from e
+    parts = Path(location.replace("\\", "/")).parts
+    # Resolving follows symbolic links, so a link that leaves the folder is caught too.
+    if Path(location).is_absolute() or ".." in parts or not path.is_relative_to(folder):
+        raise BadInput(
+            f"{what} keeps its values in {location!r}, outside the model's folder; external data"
+            " is only read from files inside it"
+        )
+    try:
+        offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
+        size = path.stat().st_size
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is not a file")
+        if length < 0:
+            length = size - offset
+        if offset < 0 or length < 0 or offset + length > size:
+            raise ValueError(f"bytes {offset} to {offset + length} are not in its {size} bytes")
+        if length > budget:
+            raise BadInput(_too_large("the model"))
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+    except (OSError, ValueError) as e:
+        raise BadInput(f"{what} keeps its values in {location!r}, which cannot be read: {e}") from e
+
+
+def _refuse_foreign_operators(model: onnx.ModelProto) -> None:
+    local = {(f.domain, f.name) for f in model.functions}
+    for holder in (model.graph, *model.functions):
+        for node in _nodes(holder):
+            if node.domain not in STANDARD_DOMAINS and (node.domain, node.op_type) not in local:
+                raise Unsupported(
+                    f"node {node.name or '/'.join(node.output)!r} is {node.op_type!r} of domain"
+                    f" {node.domain!r}, which is not a standard ONNX operator; export the model"
+                    " with standard operators only"
+                )
+            if node.op_type.startswith("Sequence") or node.op_type in _SEQUENCE_OPERATORS:
+                raise Unsupported(
+                    f"node {node.name or '/'.join(node.output)!r} is a {node.op_type}, which works"
+                    " on sequences or optional values; only tensors are compiled"
+                )
+
+
+_SEQUENCE_OPERATORS = frozenset(
+    {
+        "ConcatFromSequence",
+        "SplitToSequence",
+        "Optional",
+        "OptionalGetElement",
+        "OptionalHasElement",
+    }
+)
+
+
+def _refuse_expansion(model: onnx.ModelProto) -> None:
+    """Refuse functions that call themselves or each other so often that inlining would not end."""
+    functions = {(f.domain, f.name): f for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    open_calls: set[tuple[str, str]] = set()
+
+    def size(holder: onnx.GraphProto | onnx.FunctionProto) -> int:
+        total = 0
+        for node in _nodes(holder):
+            key = (node.domain, node.op_type)
+            if key in functions and key not in sizes:
+                if key in open_calls or len(open_calls) > 100:
+                    raise BadInput(
+                        f"function {node.op_type!r} of domain {node.domain!r} calls itself or is"
+                        " nested more than 100 deep"
+                    )
+                open_calls.add(key)
+                sizes[key] = size(functions[key])
+                open_calls.discard(key)
+            total += sizes.get(key, 1)
+        return total
+
+    nodes = size(model.graph)
+    if nodes > MAX_NODES:
+        raise BadInput(f"the model has {nodes} nodes; more than {MAX_NODES} are not read")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 import zlib
@@ -73,7 +72,8 @@ class ArrayFile:
         return np.frombuffer(data, self.dtype)
 
     def __str__(self) -> str:
-        return f"{str(self.path)!r}" + ("" if self.member is None else f", array {self.member!r},")
+        inside = "" if self.member is None else f", array {_name(self.member)!r},"
+        return f"{str(self.path)!r}{inside}"
 
 
 def open_arrays(path: Path) -> dict[str, ArrayFile]:
@@ -85,41 +85,43 @@ def open_arrays(path: Path) -> dict[str, ArrayFile]:
         arrays = {}
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                name = info.filename.removesuffix(".npy")
                 large = info.file_size > BOMB_BYTES
                 if large and info.file_size > BOMB_RATIO * max(info.compress_size, 1):
                     raise BadInput(
-                        f"{str(path)!r}: array {name!r} says it unpacks from {info.compress_size} "
-                        f"to {info.file_size} bytes; that is refused, save it uncompressed"
+                        f"{str(path)!r}: {_name(info.filename)!r} unpacks from "
+                        f"{info.compress_size} to {info.file_size} bytes; save it uncompressed"
                     )
                 with archive.open(info) as member:
-                    array = _describe(path, name, member)
+                    array = _describe(path, info.filename, member)
                 if array.nbytes > info.file_size:
-                    raise BadInput(f"{array} is truncated: its header promises {array.nbytes} bytes")
-                arrays[name] = array
+                    raise BadInput(
+                        f"{array} is truncated: its header promises {array.nbytes} bytes"
+                    )
+                arrays[_name(info.filename)] = array
         return arrays
 
 
-def _describe(path: Path, name: str | None, file: IO[bytes]) -> ArrayFile:
+def _name(member: str) -> str:
+    return member.removesuffix(".npy")
+
+
+def _describe(path: Path, member: str | None, file: IO[bytes]) -> ArrayFile:
     shape, fortran, dtype = _header(file)
-    array = ArrayFile(path, name, shape, dtype, fortran)
+    array = ArrayFile(path, member, shape, dtype, fortran)
     if dtype.hasobject:
-        raise BadInput(f"{array} holds pickled Python objects, which are never loaded; save numbers")
+        raise BadInput(
+            f"{array} holds pickled Python objects, which are never loaded; save numbers"
+        )
     if dtype.kind not in "biuf":
         raise BadInput(f"{array} has dtype {dtype}; integers, floats and booleans are read")
     return array
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    version = np.lib.format.read_magic(file)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"format version {version} is not one of plain arrays")
-    shape, fortran, dtype = read(file)
+    # Later versions exist for headers above 64 KiB, which no array of plain numbers has.
+    if (version := np.lib.format.read_magic(file)) != (1, 0):
+        raise ValueError(f"arrays of plain numbers have format version (1, 0), not {version}")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if any(n < 0 for n in shape):
         raise ValueError("its shape is negative")
     return tuple(int(n) for n in shape), bool(fortran), dtype
@@ -130,11 +132,9 @@ def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
     if member is None:
         with path.open("rb") as file:
             yield file
-        return
-    with zipfile.ZipFile(path) as archive:
-        inside = member if member in archive.namelist() else f"{member}.npy"
-        with archive.open(inside) as raw:
-            yield io.BufferedReader(raw)  # type: ignore[type-var]
+    else:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            yield file
 
 
 @contextmanager

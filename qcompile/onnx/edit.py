@@ -102,7 +102,7 @@ class Editor:
         *,
         hint: str,
         domain: str = "",
-        **attributes: int | float | str | Sequence[int],
+        **attributes: float | str | Sequence[int],
     ) -> ir.Value:
         """Put a new float32 node with one output of `shape` in front of `node`."""
         name = self._fresh(hint, self._nodes)
@@ -157,7 +157,7 @@ def set_inputs(node: ir.Node, inputs: Mapping[int, ir.Value]) -> None:
         node.replace_input_with(index, value)
 
 
-def set_attributes(node: ir.Node, **attributes: int | float | str | Sequence[int]) -> bool:
+def set_attributes(node: ir.Node, **attributes: float | str | Sequence[int]) -> bool:
     """Give the node exactly these attributes; say whether that changed it."""
     new = ir.convenience.convert_attributes(attributes)
     if {a.name: a.value for a in new} == {a.name: a.value for a in node.attributes.values()}:
@@ -166,5 +166,3 @@ def set_attributes(node: ir.Node, **attributes: int | float | str | Sequence[int
     for attribute in new:
         node.attributes.add(attribute)
     return True
-
-

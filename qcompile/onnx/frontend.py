@@ -40,7 +40,7 @@ _FOLDABLE = frozenset(
 
 
 def _warn(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=3)
+    warnings.warn(sentence, stacklevel=4)
 
 
 def load(
@@ -94,9 +94,10 @@ def _check_inputs(graph: onnx.GraphProto) -> None:
                 " tensors can be fed"
             )
         if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            name = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+            code = value.type.tensor_type.elem_type
+            names = {v: k.lower() for k, v in onnx.TensorProto.DataType.items()}
             raise Unsupported(
-                f"input {value.name!r} is a tensor of {name}; only float32 inputs are compiled, so"
+                f"input {value.name!r} is a tensor of {names.get(code, f'unknown type {code}')}; only float32 inputs are compiled, so"
                 " cut the model after the part that takes other types"
             )
         if not value.type.tensor_type.HasField("shape"):
@@ -110,12 +111,12 @@ def _set_dims(
 ) -> None:
     """Give symbolic dimensions their numbers; only the leading one may stay free, under one name."""
     shapes = {v.name: v.type.tensor_type.shape.dim for v in graph.input}
-    batches = [s[0].dim_param for s in shapes.values() if s and s[0].WhichOneof("value") is None]
+    batches = sorted({s[0].dim_param for s in shapes.values() if s and s[0].dim_param}) or ["N"]
     for name, shape in shapes.items():
         for axis, dim in enumerate(shape):
             # A dimension without a name gets one, so that `input_dims` can set it.
             if not dim.dim_param and not dim.HasField("dim_value"):
-                dim.dim_param = f"{name}_{axis}" if axis or not batches else "N"
+                dim.dim_param = f"{name}_{axis}" if axis else batches[0]
     known = sorted({d.dim_param for shape in shapes.values() for d in shape if d.dim_param})
     for name, size in input_dims.items():
         if size < 1:
@@ -140,7 +141,7 @@ def _set_dims(
     if len(free) > 1:
         raise BadInput(
             f"the inputs have different symbolic batch dimensions ({', '.join(map(repr, sorted(free)))});"
-            f" set all but one with --input-dim NAME=VALUE"
+            " set all but one with --input-dim NAME=VALUE"
         )
     # What the file says about other shapes may be stale now; inference says it again.
     del graph.value_info[:]
@@ -190,10 +191,11 @@ def _simplify(model: ir.Model) -> None:
         nonlocal folded
         if node.domain or node.op_type not in _FOLDABLE or len(node.outputs) != 1:
             return False
-        size = math.prod(static(dims(node.outputs[0]) or ("?",)) or (MAX_FOLDED_ELEMENTS,))
-        if folded + size > MAX_FOLDED_ELEMENTS:
+        shape = dims(node.outputs[0])
+        size = None if shape is None else static(shape)
+        if size is None or folded + math.prod(size) > MAX_FOLDED_ELEMENTS:
             return False
-        folded += size
+        folded += math.prod(size)
         return True
 
     constants = ir.passes.Sequential(
@@ -203,7 +205,6 @@ def _simplify(model: ir.Model) -> None:
     tidy = ir.passes.Sequential(
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
     )
     constants(model)
@@ -241,7 +242,10 @@ def _check_result(graph: ir.Graph) -> None:
     if len(graph) > MAX_NODES:
         raise BadInput(f"the model has {len(graph)} nodes; more than {MAX_NODES} are not read")
     for node in graph:
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        if any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for a in node.attributes.values()
+        ):
             raise Unsupported(
                 f"node {node.name!r} ({node.op_type}) branches or loops at run time; only straight"
                 " graphs are compiled"

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import onnx
 import onnx.checker
-import onnx.external_data_helper
-from google.protobuf.message import DecodeError
 
 from qcompile.errors import BadInput, Unsupported
 
@@ -37,7 +35,8 @@ def read(source: str | os.PathLike[str] | bytes) -> onnx.ModelProto:
         raise BadInput(_too_large(what))
     try:
         model.ParseFromString(data)
-    except DecodeError as e:
+    except Exception as e:
+        # protobuf has its own error classes, another set in each of its implementations.
         raise BadInput(f"{what} is not an ONNX model or is cut short: {e}") from e
     if not model.HasField("graph"):
         raise BadInput(f"{what} is not an ONNX model: it holds no graph")

@@ -1,0 +1,188 @@
+"""Unary functions to more digits than a table needs, the same on every machine: mpmath, which is integer arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import mpmath
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompile.errors import Unsupported
+
+Real: TypeAlias = Any
+"""An mpmath number; the package carries no types."""
+_CONTEXT = mpmath.MPContext()
+_CONTEXT.prec = 100
+
+
+def _sigmoid(x: Real) -> Real:
+    return 1 / (1 + _CONTEXT.exp(-x))
+
+
+def _softplus(x: Real) -> Real:
+    return _CONTEXT.log1p(_CONTEXT.exp(-abs(x))) + max(x, _CONTEXT.mpf(0))
+
+
+def _gelu(x: Real, approximate: str) -> Real:
+    if approximate == "tanh":
+        inner = _CONTEXT.sqrt(2 / _CONTEXT.pi) * (x + _CONTEXT.mpf("0.044715") * x**3)
+        return x / 2 * (1 + _CONTEXT.tanh(inner))
+    return x / 2 * (1 + _CONTEXT.erf(x / _CONTEXT.sqrt(2)))
+
+
+def _power(x: Real, y: Real) -> Real:
+    if x < 0 and y != int(y):
+        raise ValueError("a fractional power of a negative number")
+    return x ** (int(y) if y == int(y) else y)
+
+
+def _elementary(node: ir.Node) -> Callable[..., Real]:
+    """The meaning of an elementwise operator on exact numbers (ONNX operator specification, opset 21)."""
+    c = _CONTEXT
+
+    def number(name: str, default: float) -> Real:
+        # ONNX attributes are float32, defaults included
+        stated = node.attributes[name].as_float() if name in node.attributes else default
+        return c.mpf(float(np.float32(stated)))
+
+    def clip(x: Real, lo: Real | None = None, hi: Real | None = None) -> Real:
+        x = x if lo is None else max(x, lo)
+        return x if hi is None else min(x, hi)
+
+    one, zero = c.mpf(1), c.mpf(0)
+    sixth = one / 6
+    table: Mapping[str, Callable[..., Real]] = {
+        "Abs": abs,
+        "Add": lambda x, y: x + y,
+        "Celu": lambda x: (
+            max(x, zero) + min(zero, number("alpha", 1) * c.expm1(x / number("alpha", 1)))
+        ),
+        "Clip": clip,
+        "Cos": c.cos,
+        "Div": lambda x, y: x / y,
+        "Elu": lambda x: x if x >= 0 else number("alpha", 1) * c.expm1(x),
+        "Erf": c.erf,
+        "Exp": c.exp,
+        "Gelu": lambda x: _gelu(
+            x,
+            node.attributes["approximate"].as_string()
+            if "approximate" in node.attributes
+            else "none",
+        ),
+        "HardSigmoid": lambda x: clip(number("alpha", 0.2) * x + number("beta", 0.5), zero, one),
+        "HardSwish": lambda x: x * clip(x * sixth + one / 2, zero, one),
+        "Identity": lambda x: x,
+        "LeakyRelu": lambda x: x if x >= 0 else number("alpha", 0.01) * x,
+        "Log": c.log,
+        "Max": max,
+        "Min": min,
+        "Mish": lambda x: x * c.tanh(_softplus(x)),
+        "Mul": lambda x, y: x * y,
+        "Neg": lambda x: -x,
+        "Pow": _power,
+        "Reciprocal": lambda x: 1 / x,
+        "Relu": lambda x: max(x, zero),
+        "Selu": lambda x: (
+            number("gamma", 1.0507009873554805)
+            * (x if x > 0 else number("alpha", 1.6732632423543772) * c.expm1(x))
+        ),
+        "Sigmoid": _sigmoid,
+        "Sign": lambda x: c.sign(x),
+        "Sin": c.sin,
+        "Softplus": _softplus,
+        "Softsign": lambda x: x / (1 + abs(x)),
+        "Sqrt": lambda x: (
+            c.sqrt(x) if x >= 0 else _undefined("the square root of a negative number")
+        ),
+        "Sub": lambda x, y: x - y,
+        "Swish": lambda x: x * _sigmoid(number("alpha", 1) * x),
+        "Tan": c.tan,
+        "Tanh": c.tanh,
+        "ThresholdedRelu": lambda x: x if x > number("alpha", 1) else zero,
+    }
+    if node.op_type not in table:
+        raise Unsupported(
+            f"node {node.name}: {node.op_type} has no table; replace it by supported operators"
+        )
+    return table[node.op_type]
+
+
+def _undefined(what: str) -> Real:
+    raise ValueError(what)
+
+
+def unary(model: ir.Model, node: ir.Node, xs: Sequence[Real]) -> list[Real]:
+    """The values of a unary node (a standard operator or a function of the model) on exact inputs.
+
+    An undefined value (the logarithm of a negative number) is refused, naming the node: a table has no place for it.
+    """
+    if not node.domain:
+        evaluate = _elementary(node)
+        return [_guarded(node, evaluate, x) for x in xs]
+    function = model.functions[node.op_identifier()]
+    return [_guarded(node, lambda x: _body(function, x), x) for x in xs]
+
+
+def _guarded(node: ir.Node, evaluate: Callable[[Real], Real], x: Real) -> Real:
+    try:
+        y = evaluate(x)
+    except (ValueError, ZeroDivisionError):
+        y = None
+    if y is None or isinstance(y, mpmath.mpc) or not _CONTEXT.isfinite(y):
+        shown = mpmath.nstr(x, 6)
+        raise Unsupported(
+            f"node {node.name}: {node.op_type} is not defined at {shown}, which its quantized input can reach; "
+            "clip its input in the model"
+        )
+    return y
+
+
+def _body(function: ir.Function, x: Real) -> Real:
+    env: dict[ir.Value, Real] = {function.inputs[0]: x}
+    for node in function:
+        args: list[Real | None] = [None if v is None else env[v] for v in node.inputs]
+        if node.op_type == "Constant":
+            env[node.outputs[0]] = _CONTEXT.mpf(float(_constant(node).reshape(())))
+            continue
+        env[node.outputs[0]] = _elementary(node)(*args)
+    return env[function.outputs[0]]
+
+
+def _constant(node: ir.Node) -> NDArray[np.generic]:
+    for name, attribute in node.attributes.items():
+        match name:
+            case "value":
+                return np.asarray(attribute.as_tensor().numpy())
+            case "value_float":
+                return np.asarray(attribute.as_float())
+            case "value_int":
+                return np.asarray(attribute.as_int())
+            case "value_floats":
+                return np.asarray(attribute.as_floats())
+            case _:
+                pass
+    raise Unsupported(f"node {node.name}: a constant that is no number")
+
+
+def table(
+    model: ir.Model,
+    node: ir.Node,
+    codes: range,
+    x_scale: float,
+    x_zero: int,
+    y_scale: float,
+    y_zero: int,
+) -> list[int]:
+    """round(f((code - x_zero) * x_scale) / y_scale) + y_zero for every code, half to even, not yet clamped."""
+    c = _CONTEXT
+    reals = [c.mpf(code - x_zero) * c.mpf(x_scale) for code in codes]
+    return [int(c.nint(y / c.mpf(y_scale))) + y_zero for y in unary(model, node, reals)]
+
+
+def exponentials(count: int, scale: float, fraction: int) -> list[int]:
+    """round(exp(-k * scale) * 2**fraction) for k below count."""
+    c = _CONTEXT
+    return [int(c.nint(c.exp(-k * c.mpf(scale)) * 2**fraction)) for k in range(count)]

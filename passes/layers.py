@@ -1,0 +1,310 @@
+"""How float operators group into integer layers: the one place that decides what is fused with what.
+
+A layer ends where values are rounded. Everything that is summed before one rounding is a term of one `Rescaled`
+layer: a product with weights, a pooled sum, a product of two activations, or a value that is already quantized
+(a residual skip). The later of two convolutions that meet in an Add is such a term and never rounded by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompile.errors import Unsupported
+
+TABLES = frozenset(
+    {
+        "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Elu", "Selu", "Celu", "Softplus",
+        "Softsign", "Mish", "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal", "ThresholdedRelu", "Swish",
+    }
+)  # fmt: skip
+"""Operators of one tensor and no other operand: a table of every code holds them exactly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clamp:
+    """Bounds in real numbers; None where there is none."""
+
+    lo: float | None = None
+    hi: float | None = None
+
+    def within(self, other: Clamp) -> Clamp:
+        """This clamp, then the other."""
+        lo = (
+            self.lo if other.lo is None else other.lo if self.lo is None else max(self.lo, other.lo)
+        )
+        hi = (
+            self.hi if other.hi is None else other.hi if self.hi is None else min(self.hi, other.hi)
+        )
+        return Clamp(lo, hi)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A Conv, Gemm or MatMul by constant weights, with its bias."""
+
+    node: ir.Node
+    x: ir.Value
+    weight: ir.Value
+    bias: ir.Value | None
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of `weight` that counts output channels."""
+        return 1 if self.node.op_type == "MatMul" else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """An average over windows, as a sum and a factor."""
+
+    node: ir.Node
+    x: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The product of two tensors; the second may be a constant."""
+
+    node: ir.Node
+    x: ir.Value
+    y: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A quantized value (or a constant) that is added, or subtracted where `sign` is -1."""
+
+    value: ir.Value
+    sign: int = 1
+
+
+Term = Linear | Pooled | Product | Operand
+
+
+@dataclass(frozen=True, slots=True)
+class Rescaled:
+    """Terms summed, rounded once and clamped into `out`."""
+
+    name: str
+    terms: tuple[Term, ...]
+    clamp: Clamp
+    out: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A unary function, element by element."""
+
+    name: str
+    node: ir.Node
+    x: ir.Value
+    out: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
+class SoftmaxLayer:
+    """Softmax along one float axis."""
+
+    name: str
+    x: ir.Value
+    axis: int
+    out: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An operator that only moves or picks values: the result shares the operand's quantizer."""
+
+    name: str
+    node: ir.Node
+    x: ir.Value
+    out: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A Concat."""
+
+    name: str
+    node: ir.Node
+    xs: tuple[ir.Value, ...]
+    out: ir.Value
+
+
+Layer = Rescaled | Table | SoftmaxLayer | View | Join
+
+
+def initializer(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """The array of a constant value, None for anything else."""
+    if value is None or value.const_value is None or value.producer() is not None:
+        return None
+    return value.const_value.numpy()
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node that reads a value which is no graph output; None where there are more readers or fewer."""
+    uses = list(value.uses())
+    if value.is_graph_output() or len(uses) != 1:
+        return None
+    return uses[0].node
+
+
+def partition(model: ir.Model, *, fuse_residual: bool = True) -> list[Layer]:
+    """Group every node into layers, in execution order; Unsupported names an operator that has no integer form."""
+    return list(_Partition(model, fuse_residual).layers())
+
+
+class _Partition:
+    def __init__(self, model: ir.Model, fuse_residual: bool) -> None:
+        self.nodes = list(model.graph)
+        self.order = {node: i for i, node in enumerate(self.nodes)}
+        self.fuse_residual = fuse_residual
+        self.pending: dict[ir.Value, Linear] = {}
+        self.absorbed: set[ir.Node] = set()
+
+    def layers(self) -> Iterator[Layer]:
+        for node in self.nodes:
+            if node not in self.absorbed:
+                yield from self.layer(node)
+
+    def layer(self, node: ir.Node) -> Iterator[Layer]:
+        name, out = node.name or node.outputs[0].name or node.op_type, node.outputs[0]
+        match node.domain, node.op_type:
+            case "", "Conv" | "Gemm" | "MatMul":
+                linear, out = self.linear(node)
+                if self.fuse_residual and self.joins_later(out):
+                    self.pending[out] = linear
+                    return
+                yield self.rescaled(name, (linear,), out)
+            case "", "Add" | "Sub":
+                yield self.rescaled(name, self.operands(node), out)
+            case "", "Mul":
+                a, b = _operand(node, 0), _operand(node, 1)
+                if initializer(a) is not None:
+                    a, b = b, a
+                yield self.rescaled(name, (Product(node, a, b),), out)
+            case "", "AveragePool" | "GlobalAveragePool":
+                yield self.rescaled(name, (Pooled(node, _operand(node, 0)),), out)
+            case "", "Relu" | "Clip":
+                first = Operand(_operand(node, 0))
+                yield self.rescaled(name, (first,), out, _clamp(node))
+            case "", "Softmax":
+                rank = len(out.shape.dims) if out.shape is not None else 0
+                axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
+                yield SoftmaxLayer(name, _operand(node, 0), axis % rank, out)
+            case "", "MaxPool" | "Reshape" | "Transpose" | "Slice" | "Pad":
+                if len(node.outputs) > 1 and node.outputs[1].uses():
+                    raise Unsupported(
+                        f"{name}: the indices of a {node.op_type} have no integer form here; drop that output"
+                    )
+                yield View(name, node, _operand(node, 0), out)
+            case "", "Concat":
+                yield Join(
+                    name, node, tuple(_operand(node, i) for i in range(len(node.inputs))), out
+                )
+            case ("", op) if op in TABLES:
+                yield Table(name, node, _operand(node, 0), out)
+            case "qcompile", _:
+                yield Table(name, node, _operand(node, 0), out)
+            case domain, op:
+                shown = f"{domain}.{op}" if domain else op
+                raise Unsupported(
+                    f"node {name}: the operator {shown} has no integer form here; cut the model before it, "
+                    "replace it by supported operators, or see `qcompile targets` for what is supported"
+                )
+
+    def linear(self, node: ir.Node) -> tuple[Linear, ir.Value]:
+        """The product of a node with its bias, and the value it makes."""
+        x, weight, out = _operand(node, 0), _operand(node, 1), node.outputs[0]
+        if initializer(weight) is None:
+            raise Unsupported(
+                f"node {node.name}: a {node.op_type} whose weights are computed at run time has no integer form here; "
+                "fold the weights into constants"
+            )
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        user = sole_consumer(out)
+        if bias is None and user is not None and (user.domain, user.op_type) == ("", "Add"):
+            other = user.inputs[1] if user.inputs[0] is out else user.inputs[0]
+            constant = initializer(other)
+            width = out.shape[-1] if out.shape is not None else None
+            if (
+                constant is not None
+                and constant.size in (1, width)
+                and constant.shape[-1:] == (constant.size,)
+            ):
+                self.absorbed.add(user)
+                bias, out = other, user.outputs[0]
+        return Linear(node, x, weight, bias), out
+
+    def joins_later(self, value: ir.Value) -> bool:
+        """Is this the last product that an Add waits for? Then its accumulator goes into the sum unrounded."""
+        user = sole_consumer(value)
+        if user is None or user.domain or user.op_type not in ("Add", "Sub"):
+            return False
+        a, b = user.inputs[0], user.inputs[1]
+        if a is None or b is None or a is b or (user.op_type == "Sub" and b is value):
+            return False
+        if value.shape != user.outputs[0].shape:
+            return False
+        other = b if a is value else a
+        maker, mine = other.producer(), value.producer()
+        return (
+            maker is None
+            or mine is None
+            or self.order[maker] < self.order[mine]
+            or not self.is_product(maker)
+        )
+
+    def is_product(self, node: ir.Node) -> bool:
+        return not node.domain and node.op_type in ("Conv", "Gemm", "MatMul")
+
+    def operands(self, node: ir.Node) -> tuple[Term, ...]:
+        sign = -1 if node.op_type == "Sub" else 1
+        terms: list[Term] = []
+        for i, factor in ((0, 1), (1, sign)):
+            value = _operand(node, i)
+            linear = self.pending.pop(value, None)
+            terms.append(linear if linear is not None else Operand(value, factor))
+        return tuple(sorted(terms, key=lambda t: isinstance(t, Operand)))
+
+    def rescaled(
+        self, name: str, terms: tuple[Term, ...], out: ir.Value, clamp: Clamp | None = None
+    ) -> Rescaled:
+        """Close a layer, taking in the clamps that follow."""
+        bounds = clamp or Clamp()
+        while (
+            (user := sole_consumer(out)) is not None
+            and not user.domain
+            and user.op_type in ("Relu", "Clip")
+        ):
+            bounds = bounds.within(_clamp(user))
+            self.absorbed.add(user)
+            out = user.outputs[0]
+        return Rescaled(name, terms, bounds, out)
+
+
+def _operand(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise Unsupported(f"node {node.name}: {node.op_type} without its operand {index}")
+    return value
+
+
+def _clamp(node: ir.Node) -> Clamp:
+    if node.op_type == "Relu":
+        return Clamp(0.0, None)
+    bounds: list[float | None] = []
+    for index in (1, 2):
+        value = node.inputs[index] if index < len(node.inputs) else None
+        array = initializer(value)
+        if value is not None and array is None:
+            raise Unsupported(
+                f"node {node.name}: Clip with a bound computed at run time; make it a constant"
+            )
+        bounds.append(None if array is None else float(np.asarray(array, np.float64).reshape(())))
+    return Clamp(bounds[0], bounds[1])

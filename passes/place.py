@@ -1,0 +1,204 @@
+"""Decide where the float graph is rounded and to what format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from qcompile.errors import BadInput
+from qcompile.formats import Int
+from qcompile.pipeline import Context
+from qcompile.plan import Kind, Quantizer, QuantPlan, Slot
+
+from .layers import (
+    Join,
+    Linear,
+    Operand,
+    Product,
+    Rescaled,
+    SoftmaxLayer,
+    Table,
+    View,
+    initializer,
+    partition,
+)
+
+Residual = Literal["accumulator", "int8", "int16"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Every tensor that will be rounded has a slot; what only moves values shares the slot of its operand.
+
+    `first_last` keeps the first and the last layer's weights and the last layer's input at another format;
+    `overrides` maps globs of tensor names to formats, the last match wins.
+    """
+
+    name: ClassVar[str] = "place"
+    weights: Int = Int(8, narrow=True)
+    activations: Int = Int(8)
+    first_last: Int | None = None
+    input: Int = Int(8)
+    output: Int = Int(16)
+    residual: Residual = "accumulator"
+    per_channel: bool = True
+    overrides: Mapping[str, Int] = field(default_factory=dict)
+
+    def __call__(self, model: ir.Model, plan: QuantPlan, context: Context) -> bool:
+        """Fill `plan.slots`, and the quantizers that no data can change."""
+        layers = partition(model, fuse_residual=self.residual == "accumulator")
+        products = [
+            t for x in layers if isinstance(x, Rescaled) for t in x.terms if isinstance(t, Linear)
+        ]
+        edge = {id(t) for t in (products[:1] + products[-1:])} if self.first_last else set()
+        placer = _Placer(plan)
+        for value in model.graph.inputs:
+            placer.open(value, Kind.INPUT, self.input)
+        for layer in layers:
+            match layer:
+                case Rescaled(terms=terms, out=out):
+                    for term in terms:
+                        match term:
+                            case Linear():
+                                wide = self.first_last is not None and id(term) in edge
+                                placer.weight(term, self._weights(wide), self.per_channel)
+                            case Product(y=y) if initializer(y) is not None:
+                                placer.open(y, Kind.WEIGHT, Int(8, narrow=True))
+                            case Operand(value=value) if initializer(value) is not None:
+                                placer.open(value, Kind.WEIGHT, Int(16))
+                            case _:
+                                pass
+                    linear = any(isinstance(t, Linear) for t in terms)
+                    if linear and _only_leaves(out):
+                        placer.open(out, Kind.OUTPUT, self.output)
+                    else:
+                        placer.open(out, Kind.ACTIVATION, self._residual(out))
+                case Table(out=out):
+                    placer.open(out, Kind.ACTIVATION, self.activations)
+                case SoftmaxLayer(out=out):
+                    bits = (
+                        self.output.bits
+                        if out.is_graph_output() and self.output.bits in (8, 16)
+                        else 8
+                    )
+                    placer.open(out, Kind.OUTPUT, Int(bits))
+                    plan.quantizers[_name(out)] = Quantizer(
+                        Int(bits), (2.0**-bits,), (-(1 << (bits - 1)),)
+                    )
+                case View(x=x, out=out):
+                    placer.share(x, out)
+                case Join(xs=xs, out=out):
+                    placer.open(out, Kind.ACTIVATION, self.activations)
+                    for x in xs:
+                        placer.adopt(x, out)
+        if self.first_last is not None and products:
+            owner = plan.owner(_name(products[-1].x))
+            if owner is not None and owner not in plan.quantizers:
+                plan.slots[owner] = replace(plan.slots[owner], format=self.first_last)
+        self._override(plan)
+        return True
+
+    def _weights(self, edge: bool) -> Int:
+        fmt = self.first_last if edge and self.first_last is not None else self.weights
+        return Int(fmt.bits, narrow=fmt.bits == 8)
+
+    def _residual(self, out: ir.Value) -> Int:
+        """An operand of an Add may be kept wider."""
+        if self.residual != "int16":
+            return self.activations
+        adds = [u for u in out.uses() if not u.node.domain and u.node.op_type in ("Add", "Sub")]
+        return Int(16) if adds and len(adds) == len(list(out.uses())) else self.activations
+
+    def _override(self, plan: QuantPlan) -> None:
+        for glob, fmt in self.overrides.items():
+            hits = [
+                name
+                for name, slot in plan.slots.items()
+                if any(fnmatchcase(n, glob) for n in (name, *slot.members))
+            ]
+            if not hits:
+                raise BadInput(
+                    f"override '{glob}' matches no quantized tensor; see `qcompile inspect` for their names"
+                )
+            for name in hits:
+                slot = plan.slots[name]
+                if name in plan.quantizers:
+                    raise BadInput(
+                        f"override '{glob}': the scale of {name} is fixed by its operator (Softmax)"
+                    )
+                allowed = range(2, 9) if slot.kind is Kind.WEIGHT else (4, 8, 16)
+                if fmt.bits not in allowed or not fmt.signed:
+                    raise BadInput(
+                        f"override '{glob}={fmt}': {name} ({slot.kind.value}) takes signed formats of "
+                        f"{', '.join(map(str, allowed))} bits"
+                    )
+                narrow = slot.kind is Kind.WEIGHT and fmt.bits == 8
+                plan.slots[name] = replace(slot, format=Int(fmt.bits, narrow=narrow))
+
+
+def _name(value: ir.Value) -> str:
+    if value.name is None:
+        raise BadInput("the model has a value without a name; run onnx.checker on it")
+    return value.name
+
+
+def _only_leaves(value: ir.Value) -> bool:
+    """Is a value read by nobody but the caller, perhaps through views?"""
+    if not value.is_graph_output() and not list(value.uses()):
+        return False
+    return all(
+        not u.node.domain
+        and u.node.op_type in ("Reshape", "Transpose")
+        and _only_leaves(u.node.outputs[0])
+        for u in value.uses()
+    )
+
+
+class _Placer:
+    def __init__(self, plan: QuantPlan) -> None:
+        self.slots = plan.slots
+
+    def open(self, value: ir.Value, kind: Kind, fmt: Int) -> None:
+        name = _name(value)
+        if name not in self.slots:
+            self.slots[name] = Slot(name, kind, fmt, (name,))
+
+    def weight(self, linear: Linear, fmt: Int, per_channel: bool) -> None:
+        name = _name(linear.weight)
+        axis = linear.channel_axis if per_channel else None
+        if name in self.slots and self.slots[name].axis != axis:
+            raise BadInput(
+                f"weights {name} are shared by layers with different channel axes; give each its own copy"
+            )
+        self.slots.setdefault(name, Slot(name, Kind.WEIGHT, fmt, (name,), axis))
+
+    def _owner(self, value: ir.Value) -> Slot:
+        name = _name(value)
+        for slot in self.slots.values():
+            if name in slot.members:
+                return slot
+        raise BadInput(f"{name} is read before anything makes it")
+
+    def share(self, x: ir.Value, out: ir.Value) -> None:
+        owner = self._owner(x)
+        self.slots[owner.tensor] = replace(owner, members=(*owner.members, _name(out)))
+
+    def adopt(self, x: ir.Value, out: ir.Value) -> None:
+        """An operand that only a Concat reads is rounded straight to the Concat's scale."""
+        name = _name(x)
+        slot = self.slots.get(name)
+        if (
+            slot is None
+            or slot.kind is not Kind.ACTIVATION
+            or slot.members != (name,)
+            or x.is_graph_output()
+            or len(list(x.uses())) != 1
+        ):
+            return
+        joined = self.slots[_name(out)]
+        del self.slots[name]
+        self.slots[joined.tensor] = replace(joined, members=(*joined.members, name))

@@ -1,0 +1,135 @@
+"""Running the float model in onnxruntime, with any of its values as results."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from qcompile.errors import BadInput
+
+Results = dict[str, NDArray[np.float32]]
+
+# Results kept at a time: the memory of a run does not grow with the rows it is given.
+CHUNK_BYTES = 32 << 20
+# A protobuf message ends at 2 GiB; models of this size are passed with their weights in a file.
+LARGE_BYTES = 1 << 30
+
+
+class FloatSession:
+    """The float model in onnxruntime, on the CPU, giving the named values (inputs too) for batches of any size.
+
+    One sequential session with all graph optimisations and deterministic kernels; `threads` inside an
+    operator, by default one for each core this process may use.
+    """
+
+    def __init__(self, model: ir.Model, tensors: Sequence[str], threads: int | None = None) -> None:
+        fed = {value.name: value for value in model.graph.inputs}
+        self.tensors = tuple(tensors)
+        self._computed = [name for name in tensors if name not in fed]
+        leading = {_leading(value) for value in fed.values()}
+        values = _values(model.graph)
+        for name in self._computed:
+            if name not in values:
+                raise BadInput(f"the model has no value {name!r}")
+        # Rows go through together only where each value keeps them apart on its leading axis.
+        self._together = all(_leading(values[name]) in leading for name in self._computed)
+        self._fixed = next((n for n in leading if isinstance(n, int)), None)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.use_deterministic_compute = True
+        options.log_severity_level = 3
+        self._session = _session(_with_outputs(model, self._computed), options)
+        self._inputs = [value.name for value in self._session.get_inputs()]
+        self._rows = self._fixed or 1
+
+    def run(self, batch: Mapping[str, NDArray[np.generic]]) -> Results:
+        """The values for all rows; one that does not lead with the batch is stacked, row after row."""
+        chunks = list(self.stream(batch))
+        if len(chunks) == 1:
+            return chunks[0]
+        join = np.concatenate if self._together else np.stack
+        return {name: join([chunk[name] for chunk in chunks]) for name in self.tensors}
+
+    def stream(self, batch: Mapping[str, NDArray[np.generic]]) -> Iterator[Results]:
+        """The values for a few rows at a time, in order."""
+        rows = len(batch[self._inputs[0]])
+        start = 0
+        while start < rows:
+            end = min(start + self._rows, rows)
+            piece = {name: np.ascontiguousarray(batch[name][start:end]) for name in self._inputs}
+            results = self._run(piece, end - start)
+            yield results
+            start = end
+            if self._together and self._fixed is None:
+                row_bytes = sum(a.nbytes // max(len(a), 1) for a in results.values())
+                self._rows = max(1, CHUNK_BYTES // max(row_bytes, 1))
+
+    def _run(self, piece: dict[str, NDArray[np.generic]], rows: int) -> Results:
+        fed = piece
+        if self._fixed is not None and rows < self._fixed:
+            missing = self._fixed - rows
+            fed = {k: np.concatenate([a, a[-1:].repeat(missing, 0)]) for k, a in piece.items()}
+        try:
+            outputs = self._session.run(self._computed, fed) if self._computed else []
+        except Exception as e:
+            # onnxruntime's exceptions share no class of their own.
+            raise BadInput(f"the float model does not run in onnxruntime: {e}") from e
+        computed = dict(zip(self._computed, outputs, strict=True))
+        return {
+            name: np.asarray(
+                (piece[name] if name in piece else computed[name])[
+                    : rows if self._together else None
+                ],
+                np.float32,
+            )
+            for name in self.tensors
+        }
+
+
+def _leading(value: ir.Value) -> int | str | None:
+    if value.shape is None or not len(value.shape):
+        return None
+    first = value.shape[0]
+    return first if isinstance(first, int) else first.value
+
+
+def _values(graph: ir.Graph) -> dict[str, ir.Value]:
+    produced = [output for node in graph for output in node.outputs]
+    return {v.name: v for v in (*graph.initializers.values(), *produced) if v.name}
+
+
+def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    shown = model.clone()
+    values = _values(shown.graph)
+    outputs = {value.name for value in shown.graph.outputs}
+    shown.graph.outputs.extend(values[name] for name in names if name not in outputs)
+    return shown
+
+
+def _session(model: ir.Model, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    providers = ["CPUExecutionProvider"]
+    tensors = [
+        v.const_value for v in model.graph.initializers.values() if v.const_value is not None
+    ]
+    inside = not any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    try:
+        if inside and sum(tensor.nbytes for tensor in tensors) < LARGE_BYTES:
+            data = ir.to_proto(model).SerializeToString()
+            return onnxruntime.InferenceSession(data, options, providers=providers)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            ir.save(model, path, external_data="weights.bin")
+            return onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as e:
+        # onnxruntime's exceptions share no class of their own.
+        raise BadInput(f"onnxruntime does not accept the float model: {e}") from e

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
-import onnx
+import onnx.helper
 import onnx.reference
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -56,13 +57,12 @@ def recognise(body: ir.Graph) -> str | None:
     )
     with np.errstate(all="ignore"):
         try:
-            result = onnx.reference.ReferenceEvaluator(proto).run(
-                None, {"x": _POINTS.astype(np.float32)}
-            )
+            evaluator = onnx.reference.ReferenceEvaluator(proto)
+            result = evaluator.run(["y"], {"x": _POINTS.astype(np.float32)})
         except Exception:
             # The reference lacks an operator or refuses a constant: a name is a nicety, not needed.
             return None
-    y = np.asarray(result[0], np.float64)
+    y = np.asarray(cast("list[object]", result)[0], np.float64)
     for name, function in KNOWN.items():
         if np.allclose(y, function(_POINTS), rtol=2e-6, atol=2e-6):
             return name

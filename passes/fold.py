@@ -141,7 +141,8 @@ def fold_into_producer(node: ir.Node, editor: Editor) -> bool:
     if not is_linear(producer):
         return False
     weight, bias = floats(producer.inputs[1]), floats(producer.inputs[2])
-    assert weight is not None and bias is not None
+    assert weight is not None
+    assert bias is not None
     found = a.along(1, weight.shape[0])
     if found is None:
         return False
@@ -159,28 +160,37 @@ def fold_into_producer(node: ir.Node, editor: Editor) -> bool:
 
 
 def _fold_into_matmul(a: Affine, producer: ir.Node, node: ir.Node, editor: Editor) -> bool:
-    """MatMul has no bias of its own: an Add that follows it holds the bias, if there is one."""
-    addend, matmul = None, producer
-    if producer.op_type == "Add":
-        addend = affine(producer)
-        source = None if addend is None else addend.x.producer()
-        if addend is None or source is None or not sole_use(addend.x):
+    """MatMul has no bias of its own: an Add of one number per column follows it and holds the bias."""
+    addend = affine(producer) if producer.op_type == "Add" else None
+    matmul = producer
+    if addend is not None:
+        source = addend.x.producer()
+        if source is None or not sole_use(addend.x):
             return False
         matmul = source
     if matmul.op_type != "MatMul" or not is_linear(matmul):
         return False
     weight, last = floats(matmul.inputs[1]), len(dims(a.x) or ()) - 1
     assert weight is not None
-    found = a.along(last, weight.shape[1])
-    bias = (np.ones(1), np.zeros(1)) if addend is None else addend.along(last, weight.shape[1])
-    if found is None or bias is None or (addend is None and found[1].any()):
+    columns = weight.shape[1]
+    found = a.along(last, columns)
+    old = (np.ones(1), np.zeros(1)) if addend is None else addend.along(last, columns)
+    if found is None or old is None:
         return False
     scale, shift = found
+    bias = old[1] * scale + shift
+    if addend is None and bias.any():
+        # The node itself becomes the Add, unless it already is.
+        present = floats(operand(node, 1))
+        if node.op_type == "Add" and present is not None and present.shape == (columns,):
+            return False
+        node.op_type = "Add"
+        set_inputs(node, {0: a.x, 1: _float32(editor, bias, node, "bias")})
+    else:
+        if addend is not None:
+            set_inputs(producer, {0: addend.x, 1: _float32(editor, bias, producer, "bias")})
+        editor.take_over(node.outputs[0], a.x)
     set_inputs(matmul, {1: _float32(editor, weight * scale, matmul, "weight")})
-    if addend is not None:
-        total = _float32(editor, bias[1] * scale + shift, producer, "bias")
-        set_inputs(producer, {0: addend.x, 1: total})
-    editor.take_over(node.outputs[0], a.x)
     return True
 
 

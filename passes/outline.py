@@ -86,7 +86,7 @@ def _softmax(node: ir.Node, editor: Editor) -> bool:
             x = sub.inputs[0]
     output = node.outputs[0]
     new = editor.before(node, "Softmax", [x], dims(output), hint=node.name or "Softmax", axis=axis)
-    editor.take_over(output, new)
+    editor.replace(node, new)
     return True
 
 
@@ -201,7 +201,7 @@ def _replace(region: Region, model: ir.Model, editor: Editor) -> bool:
         hint=last.name or function.name,
         domain=DOMAIN,
     )
-    editor.take_over(last.outputs[0], new)
+    editor.replace(last, new)
     return True
 
 
@@ -247,11 +247,11 @@ def _clamp(region: Region, limits: tuple[float, float], editor: Editor) -> bool:
     else:
         big = np.finfo(np.float32).max
         bounds = [
-            editor.const(np.float32(np.clip(v, -big, big)), f"{hint}_{n}")
+            editor.const(np.array(np.clip(v, -big, big), np.float32), f"{hint}_{n}")
             for v, n in ((low, "min"), (high, "max"))
         ]
         new = editor.before(last, "Clip", [region.x, *bounds], shape, hint=hint)
-    editor.take_over(last.outputs[0], new)
+    editor.replace(last, new)
     return True
 
 

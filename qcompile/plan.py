@@ -7,12 +7,15 @@ how (known after calibration). Everything after this file is integer arithmetic 
 from __future__ import annotations
 
 import enum
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from qcompile.formats import Int
+from qcompile.errors import BadInput
+from qcompile.formats import Int, parse_format
+from qcompile.recipe import known_keys
 
 
 class Kind(enum.Enum):
@@ -96,3 +99,103 @@ class QuantPlan:
     def open_slots(self) -> Iterable[Slot]:
         """The slots that have no quantizer yet."""
         return (s for s in self.slots.values() if s.tensor not in self.quantizers)
+
+
+def dump(plan: QuantPlan) -> str:
+    """The plan as TOML; scales are written so that they read back as exactly the same float32 numbers."""
+    lines = ["version = 1"]
+    for name, slot in plan.slots.items():
+        q = plan.quantizers.get(name)
+        lines += [
+            "",
+            f"[tensors.{_key(name)}]",
+            f'kind = "{slot.kind.value}"',
+            f'format = "{slot.format}"',
+        ]
+        members = [m for m in slot.members if m != name]
+        if members:
+            lines.append(f"members = [{', '.join(map(_key, members))}]")
+        if slot.axis is not None:
+            lines.append(f"axis = {slot.axis}")
+        if slot.known_range is not None:
+            lines.append(f"known_range = [{', '.join(repr(float(r)) for r in slot.known_range)}]")
+        if q is not None:
+            lines.append(f"scale = {_row([repr(s) for s in q.scale])}")
+            lines.append(f"zero_point = {_row([str(z) for z in q.zero_point])}")
+    return "\n".join(lines) + "\n"
+
+
+def _row(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"[{', '.join(items)}]"
+
+
+def _key(name: str) -> str:
+    """A TOML basic string: quotes, backslashes and control characters escaped."""
+    out = []
+    for ch in name:
+        if ch in '"\\':
+            out.append(f"\\{ch}")
+        elif ord(ch) < 32 or ord(ch) == 127:
+            out.append(f"\\u{ord(ch):04x}")
+        else:
+            out.append(ch)
+    return f'"{"".join(out)}"'
+
+
+def parse(text: str) -> QuantPlan:
+    """Read a plan that `dump` wrote or a person edited; BadInput names the tensor and the key that is wrong."""
+    try:
+        data = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        raise BadInput(f"the plan is no TOML file: {e}") from e
+    known_keys(data, ("version", "tensors"), "plan")
+    if data.get("version") != 1:
+        raise BadInput("the plan has another version than 1; make it anew")
+    plan = QuantPlan()
+    tensors = data.get("tensors", {})
+    if not isinstance(tensors, dict):
+        raise BadInput("the plan's [tensors] is a table of tables")
+    for name, entry in tensors.items():
+        try:
+            _entry(plan, name, entry)
+        except (ValueError, TypeError, AttributeError, OverflowError) as e:
+            raise BadInput(f"plan, tensor {name}: {e}") from e
+    return plan
+
+
+_KEYS = ("kind", "format", "members", "axis", "known_range", "scale", "zero_point")
+
+
+def _entry(plan: QuantPlan, name: str, entry: dict[str, object]) -> None:
+    known_keys(entry, _KEYS, f"plan, tensor {name}")
+    members, axis, known = entry.get("members", []), entry.get("axis"), entry.get("known_range")
+    if not isinstance(members, list) or not all(isinstance(m, str) for m in members):
+        raise ValueError("members is a list of names")
+    if axis is not None and not isinstance(axis, int):
+        raise ValueError("axis is an integer")
+    fmt = parse_format(str(entry.get("format")))
+    reach = _numbers(known) if known is not None else None
+    slot = Slot(
+        name,
+        Kind(entry.get("kind")),
+        fmt,
+        (name, *members),
+        axis,
+        None if reach is None else (reach[0], reach[1]),
+    )
+    plan.slots[name] = slot
+    if "scale" in entry:
+        zeros = _numbers(entry.get("zero_point", 0))
+        if any(z != int(z) for z in zeros):
+            raise ValueError("zero points are integers")
+        plan.quantizers[name] = Quantizer(
+            fmt, tuple(_numbers(entry["scale"])), tuple(int(z) for z in zeros), axis
+        )
+
+
+def _numbers(value: object) -> list[float]:
+    items: list[object] = value if isinstance(value, list) else [value]
+    numbers = [float(i) for i in items if isinstance(i, int | float) and not isinstance(i, bool)]
+    if not items or len(numbers) != len(items):
+        raise ValueError(f"'{str(value)[:40]}' is no number or list of numbers")
+    return numbers

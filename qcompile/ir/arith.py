@@ -16,7 +16,7 @@ Constants are chosen from exact fractions, so that they are the same on every ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TypeVar
 
@@ -59,7 +59,7 @@ def round_half_up(x: Fraction) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Acc:
-    """How an int32 accumulator enters a rescale: (acc << pre_shift) * multiplier >> 32, one entry or one per channel."""
+    """How an int32 accumulator enters a rescale: (acc << pre_shift) * multiplier >> 32; one entry or one a channel."""
 
     multiplier: tuple[int, ...]
     pre_shift: tuple[int, ...] = (0,)
@@ -111,12 +111,14 @@ def fit_rescale(
 ) -> Fit:
     """Choose multipliers, pre-shifts and `f` so that the contract above holds and value terms are exact to 1/32 step.
 
-    `bits` is the number of significant bits of a multiplier. Raises NoRoom where 32 bits cannot hold it:
-    the caller then rescales the accumulator to int16 first.
+    `bits` is the number of significant bits of a multiplier; with `power_of_two` each scale is first rounded to a
+    power of two. Raises NoRoom where 32 bits cannot hold it: the caller then rescales the accumulator to int16 first.
     """
+    wanted = _power_of_two if power_of_two else Fraction
+    targets = [replace(v, scale=wanted(v.scale)) for v in vals]
     channels = max([len(a.scale) for a in accs] + [len(a.bound) for a in accs] + [1])
     columns = [
-        _fit_channel([(_at(a.scale, c), _at(a.bound, c)) for a in accs], vals, bits, power_of_two)
+        _fit_channel([(wanted(_at(a.scale, c)), _at(a.bound, c)) for a in accs], targets, bits)
         for c in range(channels)
     ]
     error = Fraction(0)
@@ -147,15 +149,12 @@ def _fold(row: Sequence[int]) -> tuple[int, ...]:
 
 
 def _fit_channel(
-    accs: Sequence[tuple[Fraction, int]],
-    vals: Sequence[ValOperand],
-    bits: int,
-    power_of_two: bool,
+    accs: Sequence[tuple[Fraction, int]], vals: Sequence[ValOperand], bits: int
 ) -> tuple[list[tuple[int, int]], list[int], int]:
     """Constants of one channel: [(m, pre_shift)], [n], f."""
     parts: list[tuple[int, int, int]] = []
     for scale, bound in accs:
-        m, e = dyadic(scale, 1 if power_of_two else bits)
+        m, e = dyadic(scale, bits)
         room = 0
         while (bound << (room + 1)) < ACC_LIMIT and room < 31:
             room += 1
@@ -175,7 +174,7 @@ def _fit_channel(
             saturated -= 1
         highest = min(highest, saturated)
     for f in range(highest, lowest - 1, -1):
-        ns = [_value_multiplier(v.scale, f, power_of_two) for v in vals]
+        ns = [round_half_up(v.scale * 2**f) for v in vals]
         reach = (
             sum(
                 (((bound << (f - e)) * m) >> 32) + 1
@@ -184,7 +183,7 @@ def _fit_channel(
             + sum(v.reach * n for v, n in zip(vals, ns, strict=True))
             + (1 << (f - 1))
         )
-        if reach < ACC_LIMIT and all(n >= 1 for n in ns):
+        if reach < ACC_LIMIT:
             return [(m, f - e) for m, e, _ in parts], ns, f
     raise NoRoom(f"no shift between {lowest} and {highest} keeps the sum inside 32 bits")
 
@@ -199,11 +198,10 @@ def _precise_f(v: ValOperand) -> int:
     return f
 
 
-def _value_multiplier(scale: Fraction, f: int, power_of_two: bool) -> int:
-    if not power_of_two:
-        return round_half_up(scale * (1 << f))
+def _power_of_two(scale: Fraction) -> Fraction:
+    """The power of two nearest to a scale; the larger one of two."""
     m, e = dyadic(scale, 1)
-    return max(1, round_half_up(Fraction(m, 1 << 32) * Fraction(2) ** (f - e)))
+    return Fraction(m, 1 << 32) / Fraction(2) ** e
 
 
 def rescale(
@@ -237,11 +235,12 @@ def reciprocal(s: NDArray[np.int64]) -> NDArray[np.int64]:
     48/17 - 32/17 * s leave an error below 2**-29 relative. Only multiplications and shifts.
     """
     x = LINE_CONSTANT - ((s * LINE_SLOPE) >> 31)
-    for _ in range(3):
+    for _ in range(NEWTON_STEPS):
         error = (np.int64(1) << 31) - ((s * x) >> 30)
         x = x + ((x * error) >> 31)
     return x
 
 
+NEWTON_STEPS = 3
 LINE_CONSTANT = np.int64(round_half_up(Fraction(48, 17) * 2**30))
 LINE_SLOPE = np.int64(round_half_up(Fraction(32, 17) * 2**30))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -53,6 +55,10 @@ class Port:
     scale: float
     zero_point: int
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"the scale of {self.name} is positive, not {self.scale}")
+
 
 class Graph:
     """Integer nodes in execution order, between the float model's inputs and outputs.
@@ -76,9 +82,9 @@ class Graph:
         self._names.add(candidate)
         return candidate
 
-    def add_input(self, port: Port, kind: TensorType) -> Value:
-        """Append a graph input."""
-        value = Value(self._fresh(port.name), kind)
+    def add_input(self, port: Port, kind: TensorType, name: str = "") -> Value:
+        """Append a graph input; its value is called `name`, by default as the port."""
+        value = Value(self._fresh(name or port.name), kind)
         self.inputs.append((port, value))
         return value
 
@@ -87,10 +93,13 @@ class Graph:
         self.outputs.append((port, value))
 
     def constant(self, array: Array, kind: TensorType, name: str) -> Value:
-        """Return a constant; its array is frozen."""
+        """Return a constant that holds a frozen copy of the array."""
         if array.shape != kind.shape or array.dtype != kind.dtype.numpy:
             raise TypeError(f"constant {name} is {array.dtype}{list(array.shape)}, not {kind}")
-        frozen = np.ascontiguousarray(array)
+        lo, hi = int(array.min(initial=0)), int(array.max(initial=0))
+        if lo < kind.dtype.lo or hi > kind.dtype.hi:
+            raise TypeError(f"constant {name} holds {lo}..{hi}, which is not all {kind.dtype}")
+        frozen = np.array(array, order="C")
         frozen.flags.writeable = False
         return Value(self._fresh(name), kind, const=frozen)
 
@@ -100,7 +109,8 @@ class Graph:
 
     def insert(self, at: int, op: Op, *inputs: Value, name: str, layer: str = "") -> Value:
         """Put op(*inputs) at a place in the order and return its result."""
-        out = Value(self._fresh(name), op.infer(*(v.type for v in inputs)))
+        kind = op.infer(*(v.type for v in inputs))
+        out = Value(self._fresh(name), kind)
         node = Node(op, inputs, out, layer or name)
         out.producer = node
         for i, v in enumerate(inputs):
@@ -110,7 +120,9 @@ class Graph:
 
     def replace(self, old: Value, new: Value) -> None:
         """Let every user of old, the graph's outputs included, read new."""
-        for node, i in list(old.uses):
+        if new is old:
+            return
+        for node, i in old.uses:
             node.inputs = (*node.inputs[:i], new, *node.inputs[i + 1 :])
             new.uses[node, i] = None
         old.uses.clear()
@@ -126,33 +138,49 @@ class Graph:
         self._names.discard(node.output.name)
 
     def constants(self) -> Iterator[Value]:
-        """Every constant that a node reads, once, in order of first use."""
-        seen: set[Value] = set()
-        for node in self.nodes:
-            for v in node.inputs:
-                if v.const is not None and v not in seen:
-                    seen.add(v)
-                    yield v
+        """Every constant that a node reads or the graph returns, once, in order of first use."""
+        read = (v for node in self.nodes for v in node.inputs)
+        returned = (v for _, v in self.outputs)
+        yield from dict.fromkeys(v for v in (*read, *returned) if v.const is not None)
 
     def verify(self) -> None:
-        """Raise TypeError at the first broken promise: order, use lists, result types, names."""
-        seen = {v for _, v in self.inputs}
-        names: set[str] = {v.name for v in seen}
+        """Raise TypeError at the first broken promise: order, result types, use lists, names, rows."""
+        users: dict[Value, set[tuple[Node, int]]] = {v: set() for _, v in self.inputs}
+        users.update((v, set()) for v in self.constants())
         for node in self.nodes:
             for i, v in enumerate(node.inputs):
-                if v.const is None and v not in seen:
+                if v not in users:
                     raise TypeError(f"{node.name} reads {v.name} before it is made")
-                if (node, i) not in v.uses:
-                    raise TypeError(f"{v.name} does not know its user {node.name}")
+                users[v].add((node, i))
             if node.op.infer(*(v.type for v in node.inputs)) != node.output.type:
                 raise TypeError(f"{node.name}: stale result type {node.output.type}")
-            if node.output.name in names:
-                raise TypeError(f"two values are called {node.output.name}")
-            names.add(node.output.name)
-            seen.add(node.output)
+            if node.output.producer is not node or node.output in users:
+                raise TypeError(f"{node.output.name} is not made by {node.name} alone")
+            users[node.output] = set()
         for port, v in self.outputs:
-            if v not in seen and v.const is None:
+            if v not in users:
                 raise TypeError(f"output {port.name} is never made")
+        for v, known in users.items():
+            if v.uses.keys() != known:
+                raise TypeError(f"{v.name} does not know its users")
+        for what, names in (
+            ("values", [v.name for v in users]),
+            ("inputs", [port.name for port, _ in self.inputs]),
+            ("outputs", [port.name for port, _ in self.outputs]),
+        ):
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise TypeError(f"two {what} are called {twice[0]}")
+        if self.free_batch:
+            self._verify_rows()
+
+    def _verify_rows(self) -> None:
+        """Twice the rows at the inputs must be twice the rows everywhere."""
+        doubled = {v: _twice(v) for _, v in self.inputs}
+        for node in self.nodes:
+            kind = node.op.infer(*(doubled.get(v, v.type) for v in node.inputs))
+            doubled[node.output] = _twice(node.output)
+            if kind != doubled[node.output]:
+                raise TypeError(f"{node.name} does not take any number of rows: {node.op}")
 
     def run(
         self,
@@ -172,12 +200,16 @@ class Graph:
             rows = x.shape[:1] if self.free_batch else value.type.shape[:1]
             if x.shape != (*rows, *value.type.shape[1:]):
                 raise TypeError(f"input {port.name} takes {value.type}, not shape {list(x.shape)}")
+            lo, hi = value.type.dtype.lo, value.type.dtype.hi
+            if x.min(initial=0) < lo or x.max(initial=0) > hi:
+                raise TypeError(f"input {port.name} takes {value.type.dtype}, {lo} to {hi}")
             env[value] = x
         last = {v: node for node in self.nodes for v in node.inputs}
         kept = {v for _, v in self.outputs}
         for node in self.nodes:
             result = node.op.run(*(v.const if v.const is not None else env[v] for v in node.inputs))
-            env[node.output] = result
+            if node.output in last or node.output in kept:
+                env[node.output] = result
             if on_value is not None:
                 on_value(node.output, result)
             for v in node.inputs:
@@ -193,3 +225,10 @@ class Graph:
         from qcompile.ir.text import dump
 
         return dump(self)
+
+
+def _twice(value: Value) -> TensorType:
+    if not value.type.shape:
+        raise TypeError(f"{value.name} has no rows")
+    rows, *rest = value.type.shape
+    return TensorType(value.type.dtype, (2 * rows, *rest))

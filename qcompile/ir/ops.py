@@ -40,6 +40,15 @@ def _want(ok: bool, sentence: str) -> None:
         raise TypeError(sentence)
 
 
+def _operands(op: Op, ins: tuple[TensorType, ...], count: int) -> tuple[TensorType, ...]:
+    _want(len(ins) == count, f"{type(op).__name__} takes {count} operands, not {len(ins)}")
+    return ins
+
+
+def _is_code(z: int, x: TensorType) -> None:
+    _want(x.dtype.lo <= z <= x.dtype.hi, f"zero point {z} is no {x.dtype}")
+
+
 def _windows(
     spatial: tuple[int, ...],
     kernel: tuple[int, ...],
@@ -49,6 +58,7 @@ def _windows(
 ) -> tuple[int, ...]:
     """Output extents of a sliding window; pads are all begins, then all ends."""
     rank = len(spatial)
+    _want(rank >= 1, "a window needs spatial axes: the operand is [N, *spatial, C]")
     _want(
         len(kernel) == len(strides) == len(dilations) == rank and len(pads) == 2 * rank,
         f"a window over {rank} spatial axes needs {rank} kernel sizes, strides and dilations and {2 * rank} pads",
@@ -87,7 +97,7 @@ def _taps(
 
 
 def _exact_matmul(x: Array, w: Array) -> NDArray[np.int32]:
-    """x @ w.T of integers through the float unit: exact, because every partial sum fits the mantissa."""
+    """Multiply x by w.T in integers through the float unit: exact, because every partial sum fits the mantissa."""
     peak = max(abs(int(x.min(initial=0))), abs(int(x.max(initial=0))))
     reach = int(np.abs(w.astype(np.int64)).sum(axis=1).max(initial=0)) * peak
     if reach < 1 << 24:
@@ -110,7 +120,7 @@ class Conv(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, w, b = ins
+        x, w, b = _operands(self, ins, 3)
         _want(x.dtype.bits <= 16 and w.dtype.bits <= 8 and w.dtype.signed, f"Conv of {x} by {w}")
         _want(len(x.shape) == len(w.shape) >= 3, f"Conv wants equal ranks, not {x} and {w}")
         channels, outputs = x.shape[-1], w.shape[0]
@@ -175,7 +185,7 @@ class MatMul(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, w, b = ins
+        x, w, b = _operands(self, ins, 3)
         _want(x.dtype.bits <= 16 and w.dtype.bits <= 8 and w.dtype.signed, f"MatMul of {x} by {w}")
         _want(
             len(w.shape) == 2 and len(x.shape) >= 2 and x.shape[-1] == w.shape[1],
@@ -222,6 +232,7 @@ class Rescale(Op):
             shape = np.broadcast_shapes(*(t.shape for t in ins))
         except ValueError:
             raise TypeError(f"{', '.join(map(str, ins))} do not broadcast") from None
+        _want(len(shape) >= 1, "Rescale wants at least one axis")
         _want(all(a.shape == shape for a in accs), "an accumulator is never broadcast")
         entries = math.prod(shape[1:-1]) if self.spatial else shape[-1]
         rows = [self.f, *(r for a in self.accs for r in (a.multiplier, a.pre_shift))]
@@ -236,6 +247,20 @@ class Rescale(Op):
         _want(
             all(1 << 30 <= m < 1 << 31 for a in self.accs for m in a.multiplier),
             "an accumulator's multiplier lies in [2**30, 2**31)",
+        )
+        _want(
+            all(0 <= p <= 31 for a in self.accs for p in a.pre_shift),
+            "an accumulator is shifted left by 0..31 first",
+        )
+        _want(
+            all(abs(n) < 1 << 31 for v in self.vals for n in v.multiplier),
+            "a value's multiplier has 32 bits",
+        )
+        for v, kind in zip(self.vals, vals, strict=True):
+            _is_code(v.zero_point, kind)
+        _want(
+            abs(self.zero_point) <= 1 << 30,
+            f"adding the zero point {self.zero_point} may leave 32 bits",
         )
         _want(
             self.out.lo <= self.lo <= self.hi <= self.out.hi,
@@ -272,8 +297,10 @@ class Mul(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, y = ins
+        x, y = _operands(self, ins, 2)
         _want(x.dtype.bits <= 8 and y.dtype.bits <= 8, f"Mul of {x} and {y}: at most 8 bits")
+        _is_code(self.zero_x, x)
+        _is_code(self.zero_y, y)
         try:
             return TensorType(DType.I32, np.broadcast_shapes(x.shape, y.shape))
         except ValueError:
@@ -291,7 +318,7 @@ class Lut(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, table = ins
+        x, table = _operands(self, ins, 2)
         _want(x.dtype.bits <= 8, f"a table wants at most 8 bits, not {x}")
         _want(
             table.shape == (1 << x.dtype.bits,),
@@ -317,16 +344,23 @@ class MaxPool(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = ins
+        (x,) = _operands(self, ins, 1)
         spatial = x.shape[1:-1]
         out = _windows(spatial, self.kernel, self.strides, self.pads, self.dilations)
-        reach = [(k - 1) * d for k, d in zip(self.kernel, self.dilations, strict=True)]
-        rank = len(spatial)
         _want(
-            all(self.pads[i] <= reach[i] and self.pads[rank + i] <= reach[i] for i in range(rank)),
+            all(self._meets_input(i, size) for i, size in enumerate(spatial)),
             "a pooling window may not lie wholly in the border",
         )
         return TensorType(x.dtype, (x.shape[0], *out, x.shape[-1]))
+
+    def _meets_input(self, axis: int, size: int) -> bool:
+        """Does every window along an axis hold an element that is no border?"""
+        begin, end = self.pads[axis], self.pads[len(self.kernel) + axis]
+        taps, step = self.kernel[axis], self.dilations[axis]
+        # a window that starts at -a first meets the input at -a % step, where its taps reach that far and it is there
+        return max(begin, end) <= (taps - 1) * step and all(
+            -a % step < size for a in range(begin, 0, -self.strides[axis])
+        )
 
     def run(self, *ins: Array) -> Array:
         """Exact result; see the class."""
@@ -351,7 +385,9 @@ class SumPool(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = ins
+        (x,) = _operands(self, ins, 1)
+        _want(x.dtype.bits <= 16, f"SumPool of {x}: at most 16 bits")
+        _is_code(self.zero_point, x)
         ones = (1,) * len(self.kernel)
         out = _windows(x.shape[1:-1], self.kernel, self.strides, self.pads, ones)
         return TensorType(DType.I32, (x.shape[0], *out, x.shape[-1]))
@@ -372,8 +408,8 @@ class SumPool(Op):
 class Softmax(Op):
     """Softmax over the last axis: exponentials by table, one Newton reciprocal per row, one rounding.
 
-    x, table int32 [2**bits of x], table[k] = exp of -k input steps with `fraction` fractional bits, so that the sum of a
-    row stays below 2**31. The result has scale 2**-b and zero point -2**(b-1) for an output of b bits.
+    x, table int32 [2**bits of x], table[k] = exp of -k input steps with `fraction` fractional bits, so that the sum
+    of a row stays below 2**31. The result has scale 2**-b and zero point -2**(b-1) for an output of b bits.
     """
 
     fraction: int
@@ -381,7 +417,9 @@ class Softmax(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, table = ins
+        x, table = _operands(self, ins, 2)
+        _want(len(x.shape) >= 1, "Softmax wants at least one axis")
+        _want(0 <= self.fraction <= 30, f"exponentials have 0..30 bits, not {self.fraction}")
         _want(
             x.dtype.bits <= 8 and self.out in (DType.I8, DType.I16), f"Softmax of {x} to {self.out}"
         )
@@ -412,9 +450,12 @@ class Concat(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
+        _want(len(ins) >= 1, "Concat takes operands")
         first = ins[0]
         _want(0 < self.axis < len(first.shape), f"Concat along axis {self.axis} of {first}")
-        around = [(t.dtype, t.shape[: self.axis], t.shape[self.axis + 1 :]) for t in ins]
+        around = [
+            (t.dtype, len(t.shape), t.shape[: self.axis], t.shape[self.axis + 1 :]) for t in ins
+        ]
         _want(len(set(around)) == 1, f"Concat of {', '.join(map(str, ins))} does not fit")
         shape = list(first.shape)
         shape[self.axis] = sum(t.shape[self.axis] for t in ins)
@@ -435,7 +476,7 @@ class Slice(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = ins
+        (x,) = _operands(self, ins, 1)
         rest = x.shape[1:]
         _want(len(self.starts) == len(self.ends) == len(self.steps) == len(rest), f"Slice of {x}")
         _want(
@@ -466,9 +507,12 @@ class Pad(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = ins
+        (x,) = _operands(self, ins, 1)
         rank = len(x.shape) - 1
-        _want(len(self.pads) == 2 * rank and min(self.pads) >= 0, f"Pad of {x} by {self.pads}")
+        _want(
+            len(self.pads) == 2 * rank and all(n >= 0 for n in self.pads),
+            f"Pad of {x} by {self.pads}",
+        )
         _want(x.dtype.lo <= self.value <= x.dtype.hi, f"pad value {self.value} is no {x.dtype}")
         shape = (n + self.pads[i] + self.pads[rank + i] for i, n in enumerate(x.shape[1:]))
         return TensorType(x.dtype, (x.shape[0], *shape))
@@ -489,8 +533,11 @@ class Reshape(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = ins
-        _want(all(n >= 1 for n in self.shape[1:]), f"Reshape of {x} to {self.shape}")
+        (x,) = _operands(self, ins, 1)
+        _want(
+            len(self.shape) >= 1 and all(n >= 1 for n in self.shape[1:]),
+            f"Reshape of {x} to {self.shape}",
+        )
         rest = math.prod(self.shape[1:])
         lead = x.size // rest if self.shape[0] == -1 else self.shape[0]
         _want(lead * rest == x.size, f"{x} cannot be reshaped to {self.shape}")
@@ -509,8 +556,9 @@ class Transpose(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = ins
+        (x,) = _operands(self, ins, 1)
         _want(sorted(self.perm) == list(range(len(x.shape))), f"Transpose of {x} by {self.perm}")
+        _want(self.perm[:1] == (0,), f"Transpose by {self.perm} moves the rows")
         return TensorType(x.dtype, tuple(x.shape[i] for i in self.perm))
 
     def run(self, *ins: Array) -> Array:

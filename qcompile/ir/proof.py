@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from qcompile.ir.graph import Graph, Node, Value
 
 @dataclass(frozen=True, slots=True)
 class AccumulatorProof:
-    """No partial sum of `node`, in any order, reaches `bound`; `bits` is what an accumulator needs, sign included."""
+    """No partial sum of `node`, in any order, exceeds `bound`; `bits` is what an accumulator needs, sign included."""
 
     node: str
     bound: int
@@ -42,6 +43,9 @@ def code_range(value: Value) -> tuple[int, int]:
         case ops.Concat():
             ranges = [code_range(v) for v in node.inputs]
             return min(lo for lo, _ in ranges), max(hi for _, hi in ranges)
+        case ops.Conv() | ops.MatMul() | ops.SumPool() | ops.Mul():
+            bound = int(accumulator_bound(node).max())
+            return -bound, bound
         case _:
             return value.type.dtype.lo, value.type.dtype.hi
 
@@ -49,7 +53,7 @@ def code_range(value: Value) -> tuple[int, int]:
 def product_bound(
     w: NDArray[np.generic], b: NDArray[np.generic], lo: int, hi: int
 ) -> NDArray[np.int64]:
-    """|b| + sum |w| * max |x| for each output channel (the first axis of w): holds for every partial sum in any order."""
+    """|b| + sum |w| * max |x| for each output channel (first axis of w): holds for every partial sum in any order."""
     reach = np.abs(w.astype(np.int64)).reshape(len(w), -1).sum(axis=1)
     total: NDArray[np.int64] = np.abs(b.astype(np.int64)) + reach * max(abs(lo), abs(hi))
     return total
@@ -66,7 +70,7 @@ def accumulator_bound(node: Node) -> NDArray[np.int64]:
             w, b = node.inputs[1].constant, node.inputs[2].constant
             return product_bound(w, b, lo, hi)
         case ops.SumPool(kernel=kernel, zero_point=z):
-            return np.array([int(np.prod(kernel)) * max(abs(lo - z), abs(hi - z))], np.int64)
+            return np.array([math.prod(kernel) * max(abs(lo - z), abs(hi - z))], np.int64)
         case ops.Mul(zero_x=zx, zero_y=zy):
             ylo, yhi = code_range(node.inputs[1])
             return np.array(
@@ -90,6 +94,14 @@ def prove(graph: Graph) -> list[AccumulatorProof]:
     return proofs
 
 
+def _channel_bounds(value: Value) -> tuple[int, ...]:
+    """The largest magnitude of an accumulator: one entry, or one a channel where Conv or MatMul made it."""
+    if value.producer is not None and isinstance(value.producer.op, ops.Conv | ops.MatMul):
+        return tuple(int(b) for b in accumulator_bound(value.producer))
+    lo, hi = code_range(value)
+    return (max(abs(lo), abs(hi)),)
+
+
 def prove_rescale(node: Node) -> int:
     """The largest |T| + 2**(f-1) a Rescale can meet; OverflowError where it does not stay below 2**31."""
     op = node.op
@@ -103,9 +115,10 @@ def prove_rescale(node: Node) -> int:
 
     total = np.array([1 << (f - 1) for f in row(op.f)], dtype=object)
     for a, v in zip(op.accs, node.inputs, strict=False):
-        assert v.producer is not None
-        bounds = [int(b) for b in accumulator_bound(v.producer)]
-        bound = row(tuple(bounds) if len(bounds) in (1, channels) else (max(bounds),))
+        bounds = _channel_bounds(v)
+        # entries over positions are not entries over channels, even where there are as many
+        aligned = not op.spatial and len(bounds) in (1, channels)
+        bound = row(bounds if aligned else (max(bounds),))
         shifted = np.array(
             [b << p for b, p in zip(bound, row(a.pre_shift), strict=True)], dtype=object
         )
@@ -114,7 +127,7 @@ def prove_rescale(node: Node) -> int:
         total = total + (shifted * row(a.multiplier) >> 32) + 1
     for val, v in zip(op.vals, node.inputs[len(op.accs) :], strict=True):
         lo, hi = code_range(v)
-        total = total + row(val.multiplier) * max(
+        total = total + abs(row(val.multiplier)) * max(
             abs(lo - val.zero_point), abs(hi - val.zero_point)
         )
     if max(total) >= ACC_LIMIT:

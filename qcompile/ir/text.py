@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from typing import get_args, get_type_hints
 
 import numpy as np
 
@@ -25,6 +26,10 @@ _INLINE = 16
 _CLASSES: dict[str, type] = {c.__name__: c for c in (*OPS, Acc, Val)}
 _WORD = r"%(?:[A-Za-z0-9_.]+|\"(?:[^\"\\]|\\.)*\")"
 _TYPE = r"u?int\d+\[[\dx]*\]"
+# an operator holds no quotes, so what follows the first quote is names, whatever they look like
+_NODE = rf"([^\"]*) \(((?:{_WORD}(?:, {_WORD})*)?)\) # (\".*\")"
+_UNFIT = (ValueError, TypeError, KeyError, OverflowError, SyntaxError, RecursionError, MemoryError)
+"""What reading hostile text raises; the last two come from Python's own parser, where it nests too deep."""
 
 
 def digest(array: Array) -> str:
@@ -63,19 +68,26 @@ def dump(graph: Graph) -> str:
 
 def parse(text: str, table: Mapping[str, Array] | None = None) -> Graph:
     """Read a graph back; BadInput names the line that does not fit."""
-    lines = text.splitlines()
-    head = re.fullmatch(r"graph (\".*\") (free|fixed)", lines[0] if lines else "")
-    if head is None:
-        raise BadInput('line 1: an integer graph begins with: graph "name" free|fixed')
-    graph = Graph(json.loads(head[1]), head[2] == "free")
+    lines = text.splitlines() or [""]
     env: dict[str, Value] = {}
-    for at, line in enumerate(lines[1:], 2):
-        try:
-            _line(graph, env, line.strip(), table or {})
-        except (ValueError, TypeError, KeyError, SyntaxError) as e:
-            raise BadInput(f"line {at} of the integer graph: {e}") from None
-    graph.verify()
+    at = 0
+    try:
+        graph = _head(lines[at])
+        while at + 1 < len(lines):
+            at += 1
+            _line(graph, env, lines[at].strip(), table or {})
+        graph.verify()
+    except _UNFIT as e:
+        why = f"{e} is not known" if isinstance(e, KeyError) else str(e)
+        raise BadInput(f"line {at + 1} of the integer graph: {why}") from None
     return graph
+
+
+def _head(line: str) -> Graph:
+    m = re.fullmatch(r"graph (\".*\") (free|fixed)", line)
+    if m is None:
+        raise ValueError('it begins with: graph "name" free|fixed')
+    return Graph(json.loads(m[1]), m[2] == "free")
 
 
 def _line(graph: Graph, env: dict[str, Value], line: str, table: Mapping[str, Array]) -> None:
@@ -88,17 +100,13 @@ def _line(graph: Graph, env: dict[str, Value], line: str, table: Mapping[str, Ar
     word, kind, body = m[1], _read_type(m[2]), m[3]
     name = json.loads(word[1:]) if word.startswith('%"') else word[1:]
     if body.startswith("input "):
-        env[word] = graph.add_input(_read_port(body[6:]), kind)
+        env[word] = graph.add_input(_read_port(body[6:]), kind, name)
     elif body.startswith("const "):
         rest = body[6:]
-        array = (
-            table[rest[1:]]
-            if rest.startswith("@")
-            else np.array(json.loads(rest), kind.dtype.numpy).reshape(kind.shape)
-        )
+        array = table[rest[1:]] if rest.startswith("@") else _elements(rest, kind)
         env[word] = graph.constant(array, kind, name)
     else:
-        m = re.fullmatch(rf"(.*) \(((?:{_WORD}(?:, )?)*)\) # (\".*\")", body)
+        m = re.fullmatch(_NODE, body)
         if m is None:
             raise ValueError(f"cannot read {body[:60]!r}")
         op = _literal(ast.parse(m[1], mode="eval").body)
@@ -108,6 +116,15 @@ def _line(graph: Graph, env: dict[str, Value], line: str, table: Mapping[str, Ar
         env[word] = graph.add(op, *ins, name=name, layer=json.loads(m[3]))
         if env[word].type != kind:
             raise TypeError(f"{name} is {env[word].type}, not {kind}")
+    if env[word].name != name:
+        raise ValueError(f"two values are called {name}")
+
+
+def _elements(text: str, kind: TensorType) -> Array:
+    row = json.loads(text)
+    if not isinstance(row, list) or not all(type(n) is int for n in row):
+        raise ValueError(f"{text[:60]!r} is no row of integers")
+    return np.array(row, kind.dtype.numpy).reshape(kind.shape)
 
 
 def _literal(node: ast.expr) -> object:
@@ -121,10 +138,23 @@ def _literal(node: ast.expr) -> object:
         case ast.Name(id=name) if name in DType.__members__:
             return DType[name]
         case ast.Call(func=ast.Name(id=name), args=[], keywords=kws) if name in _CLASSES:
-            made: object = _CLASSES[name](**{str(k.arg): _literal(k.value) for k in kws})
-            return made
+            return _made(_CLASSES[name], {str(k.arg): _literal(k.value) for k in kws})
         case _:
             raise ValueError(f"{ast.unparse(node)[:40]!r} has no place in an operator")
+
+
+def _made(cls: type, fields: dict[str, object]) -> object:
+    for name, kind in get_type_hints(cls).items():
+        if name in fields and not _fits(fields[name], kind):
+            raise ValueError(f"{name} of {cls.__name__} cannot be {str(fields[name])[:40]}")
+    made: object = cls(**fields)
+    return made
+
+
+def _fits(value: object, kind: type) -> bool:
+    if items := get_args(kind):
+        return isinstance(value, tuple) and all(_fits(v, items[0]) for v in value)
+    return type(value) is kind
 
 
 def _name(v: Value) -> str:
@@ -132,7 +162,7 @@ def _name(v: Value) -> str:
 
 
 def _port(port: Port) -> str:
-    return f"{json.dumps(port.name)} scale {port.scale!r} zero {port.zero_point}"
+    return f"{json.dumps(port.name)} scale {float(port.scale)!r} zero {port.zero_point}"
 
 
 def _read_port(text: str) -> Port:

@@ -116,18 +116,20 @@ class Editor:
         return output
 
     def take_over(self, old: ir.Value, new: ir.Value) -> None:
-        """Every reader of `old` reads `new`, which gets its name; `old` loses its producer.
-
-        A producer of the same kind also hands its node name down.
-        """
-        name, producer = old.name, old.producer()
+        """Every reader of `old` reads `new`, which gets its name; the node that made `old` is gone."""
+        name = old.name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         self.erase(old)
         old.name = self._fresh(f"{name}_old", self._values)
         new.name = name
+
+    def replace(self, node: ir.Node, new: ir.Value) -> None:
+        """The node that makes `new` stands for `node`, under its name."""
         heir = new.producer()
-        if producer is not None and heir is not None and heir.op_type == producer.op_type:
-            heir.name = producer.name
+        assert heir is not None
+        self.take_over(node.outputs[0], new)
+        if node.name:
+            heir.name = node.name
 
     def bypass(self, node: ir.Node) -> bool:
         """Let the readers of a node's output read its first input, unless a graph output needs the node."""

@@ -33,13 +33,13 @@ class FloatSession:
         fed = {value.name: value for value in model.graph.inputs}
         self.tensors = tuple(tensors)
         self._computed = [name for name in tensors if name not in fed]
-        leading = {_leading(value) for value in fed.values()}
+        leading = {_leading(value) for value in fed.values()} - {None}
         values = _values(model.graph)
         for name in self._computed:
             if name not in values:
                 raise BadInput(f"the model has no value {name!r}")
-        # Rows go through together only where each value keeps them apart on its leading axis.
-        self._together = all(_leading(values[name]) in leading for name in self._computed)
+        # Rows go through together only where every value keeps them apart on its leading axis.
+        self._apart = {n for n in self._computed if _leading(values[n]) not in leading}
         self._fixed = next((n for n in leading if isinstance(n, int)), None)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
@@ -53,12 +53,9 @@ class FloatSession:
         self._rows = self._fixed or 1
 
     def run(self, batch: Mapping[str, NDArray[np.generic]]) -> Results:
-        """The values for all rows; one that does not lead with the batch is stacked, row after row."""
+        """The values for all rows, each with the rows on its leading axis."""
         chunks = list(self.stream(batch))
-        if len(chunks) == 1:
-            return chunks[0]
-        join = np.concatenate if self._together else np.stack
-        return {name: join([chunk[name] for chunk in chunks]) for name in self.tensors}
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in self.tensors}
 
     def stream(self, batch: Mapping[str, NDArray[np.generic]]) -> Iterator[Results]:
         """The values for a few rows at a time, in order."""
@@ -70,7 +67,7 @@ class FloatSession:
             results = self._run(piece, end - start)
             yield results
             start = end
-            if self._together and self._fixed is None:
+            if not self._apart and self._fixed is None:
                 row_bytes = sum(a.nbytes // max(len(a), 1) for a in results.values())
                 self._rows = max(1, CHUNK_BYTES // max(row_bytes, 1))
 
@@ -84,12 +81,10 @@ class FloatSession:
         except Exception as e:
             # onnxruntime's exceptions share no class of their own.
             raise BadInput(f"the float model does not run in onnxruntime: {e}") from e
-        computed = dict(zip(self._computed, outputs, strict=True))
+        results = {**piece, **dict(zip(self._computed, outputs, strict=True))}
         return {
             name: np.asarray(
-                (piece[name] if name in piece else computed[name])[
-                    : rows if self._together else None
-                ],
+                results[name][np.newaxis] if name in self._apart else results[name][:rows],
                 np.float32,
             )
             for name in self.tensors

@@ -96,9 +96,10 @@ def _check_inputs(graph: onnx.GraphProto) -> None:
         if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
             code = value.type.tensor_type.elem_type
             names = {v: k.lower() for k, v in onnx.TensorProto.DataType.items()}
+            kind = names.get(code, f"the unknown type {code}")
             raise Unsupported(
-                f"input {value.name!r} is a tensor of {names.get(code, f'unknown type {code}')}; only float32 inputs are compiled, so"
-                " cut the model after the part that takes other types"
+                f"input {value.name!r} is a tensor of {kind}; only float32 inputs are compiled,"
+                " so cut the model after the part that takes other types"
             )
         if not value.type.tensor_type.HasField("shape"):
             raise BadInput(

@@ -5,6 +5,8 @@
  */
 #include "host.h"
 
+#include <stdint.h>
+
 #define SYS_READ 63
 #define SYS_WRITE 64
 #define STDIN 0
@@ -91,12 +93,16 @@ void *memmove(void *to, const void *from, size_t size)
 {
     unsigned char *d = to;
     const unsigned char *s = from;
-    if (d < s) {
-        return memcpy(to, from, size);
-    }
-    for (size_t i = size; i > 0; i--) {
-        d[i - 1] = s[i - 1];
-        KEEP_LOOP();
+    if ((uintptr_t)d < (uintptr_t)s) {
+        for (size_t i = 0; i < size; i++) {
+            d[i] = s[i];
+            KEEP_LOOP();
+        }
+    } else {
+        for (size_t i = size; i > 0; i--) {
+            d[i - 1] = s[i - 1];
+            KEEP_LOOP();
+        }
     }
     return to;
 }

@@ -1,0 +1,246 @@
+"""Find the scale and the zero point of every slot, in one pass over the data."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompile.errors import BadInput
+from qcompile.formats import Int
+from qcompile.onnx.edit import constant
+from qcompile.onnx.execute import FloatSession
+from qcompile.pipeline import Context
+from qcompile.plan import Kind, Quantizer, QuantPlan, Slot, affine
+
+from .histogram import Histogram, Statistics
+from .lattice import Distinct, lattice
+from .ranges import HISTOGRAM_METHODS, METHODS, Method, choose
+
+WeightsRange = Literal["minmax", "mse"]
+
+# What these make of a value lies within its range; Concat needs all its operands known.
+_MOVES = frozenset(
+    {
+        "Concat",
+        "DepthToSpace",
+        "Flatten",
+        "Identity",
+        "MaxPool",
+        "Reshape",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Every slot has a quantizer: asymmetric from the data for activations, symmetric from the values for weights.
+
+    The range of a slot is the union over the values that share it (the operands of a Concat). Inputs on
+    a lattice keep it exactly. Formats above 8 bits have codes to spare: but for `minmax`, their range is
+    min-max times `headroom`. Histograms count at most `elements` elements of a tensor in a sample (0: all), at
+    a stride and phase drawn from the seed and the name; extremes are over all elements.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    method: Method = "mse"
+    input_method: Method = "minmax"
+    weights_range: WeightsRange = "minmax"
+    percentile: float = 99.99
+    headroom: float = 1.25
+    bins: int = 2048
+    elements: int = 32768
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for method in (self.method, self.input_method):
+            if method not in METHODS:
+                raise BadInput(f"calibration method '{method}' is not one of {', '.join(METHODS)}")
+        if self.weights_range not in get_args(WeightsRange):
+            raise BadInput(f"weights_range is minmax or mse, not '{self.weights_range}'")
+        if not 50.0 < self.percentile <= 100.0:
+            raise BadInput(f"percentile lies above 50 and up to 100, {self.percentile} does not")
+        if not self.headroom >= 1.0 or not math.isfinite(self.headroom):
+            raise BadInput(f"headroom is at least 1, not {self.headroom}")
+        if self.bins & (self.bins - 1) or not 256 <= self.bins <= 1 << 20:
+            raise BadInput(f"bins is a power of two from 256 to 2**20, not {self.bins}")
+        if self.elements < 0:
+            raise BadInput(f"elements is at least 0, not {self.elements}")
+
+    def __call__(self, model: ir.Model, plan: QuantPlan, context: Context) -> bool:
+        """Set the quantizers of all open slots."""
+        wanted: dict[str, tuple[str, ...]] = {}
+        slots = list(plan.open_slots())
+        for slot in slots:
+            if slot.known_range is not None:
+                plan.quantizers[slot.tensor] = affine(*slot.known_range, slot.format)
+            elif slot.kind is Kind.WEIGHT:
+                plan.quantizers[slot.tensor] = self._weight(model, slot)
+            else:
+                wanted[slot.tensor] = _sources(model, slot)
+        if not wanted:
+            return bool(slots)
+        if context.samples is None:
+            raise BadInput("calibration needs data; give --calib")
+        counted = {
+            name
+            for tensor, names in wanted.items()
+            if self._method(plan.slots[tensor]) in HISTOGRAM_METHODS
+            for name in names
+        }
+        statistics = {
+            name: Statistics(Histogram(self.bins) if name in counted else None)
+            for names in wanted.values()
+            for name in names
+        }
+        distinct = {
+            t: Distinct(plan.slots[t].format.levels)
+            for t in wanted
+            if plan.slots[t].kind is Kind.INPUT
+        }
+        self._collect(model, statistics, distinct, context)
+        for tensor, names in wanted.items():
+            slot = plan.slots[tensor]
+            quantizer = lattice(distinct[tensor], slot.format) if tensor in distinct else None
+            if quantizer is not None:
+                context.log(f"{tensor!r} lies on a lattice of step {quantizer.scale[0]:.9g}")
+            else:
+                ranges = [self._range(statistics[name], slot) for name in names]
+                lo, hi = min(r[0] for r in ranges), max(r[1] for r in ranges)
+                quantizer = affine(lo, hi, slot.format)
+            plan.quantizers[tensor] = quantizer
+        return True
+
+    def _method(self, slot: Slot) -> Method:
+        """The method of a slot; what is wider than its range asks for needs no histogram."""
+        method = self.input_method if slot.kind is Kind.INPUT else self.method
+        return "minmax" if _wide(slot) else method
+
+    def _range(self, statistics: Statistics, slot: Slot) -> tuple[float, float]:
+        lo, hi = choose(statistics, self._method(slot), slot.format, self.percentile)
+        asked = self.input_method if slot.kind is Kind.INPUT else self.method
+        room = self.headroom if _wide(slot) and asked != "minmax" else 1.0
+        return room * lo, room * hi
+
+    def _collect(
+        self,
+        model: ir.Model,
+        statistics: Mapping[str, Statistics],
+        distinct: Mapping[str, Distinct],
+        context: Context,
+    ) -> None:
+        """One pass over the data, all statistics at once."""
+        session = FloatSession(model, list(statistics), self.threads)
+        done, thinned = 0, 0
+        for batch in context.samples or ():
+            for chunk in session.stream(batch):
+                for name, array in chunk.items():
+                    rows = array.reshape(len(array), -1)
+                    stride, phase = self._grid(name, rows.shape[1], context.seed)
+                    kept = statistics[name]
+                    thinned += not kept.samples and kept.histogram is not None and stride > 1
+                    _require_finite(name, rows, done)
+                    kept.add(rows, phase, stride)
+                    if name in distinct:
+                        distinct[name].add(array)
+                done += len(array)
+        if not done:
+            raise BadInput("calibration needs at least one sample; the data set is empty")
+        context.log(
+            f"calibrated on {done} samples; histograms of {thinned} large tensors count at most "
+            f"{self.elements} elements of a sample (seed {context.seed}), extremes all of them"
+        )
+
+    def _grid(self, name: str, size: int, seed: int) -> tuple[int, int]:
+        """Stride and phase of the elements counted: a prime that divides no axis visits all channels and places."""
+        if not self.elements or size <= self.elements:
+            return 1, 0
+        stride = -(-size // self.elements)
+        while size % stride == 0 or any(stride % n == 0 for n in range(2, math.isqrt(stride) + 1)):
+            stride += 1
+        return stride, zlib.crc32(f"{seed} {name}".encode()) % stride
+
+    def _weight(self, model: ir.Model, slot: Slot) -> Quantizer:
+        values = constant(model.graph.initializers.get(slot.tensor))
+        if values is None:
+            raise BadInput(f"the weight {slot.tensor!r} is no constant of the model")
+        if not np.all(np.isfinite(values)):
+            raise BadInput(f"the weight {slot.tensor!r} holds NaN or Inf; the model is damaged")
+        scales = symmetric_scales(values, slot.axis, slot.format, self.weights_range)
+        return Quantizer(slot.format, scales, (0,) * len(scales), slot.axis)
+
+
+def symmetric_scales(
+    weights: NDArray[np.generic], axis: int | None, fmt: Int, range_: WeightsRange
+) -> tuple[float, ...]:
+    """The scales, per channel of `axis`, at which zero is code 0 and the range of the weights fits `fmt`.
+
+    A channel of zeros has the largest scale of the others. mse: least squared error over clipped ranges.
+    """
+    rows = weights.astype(np.float64)
+    rows = rows.reshape(1, -1) if axis is None else np.moveaxis(rows, axis, 0)
+    rows = rows.reshape(len(rows), -1)
+    full = rows.max(axis=1, initial=0.0) / fmt.hi
+    if fmt.lo:
+        full = np.maximum(full, rows.min(axis=1, initial=0.0) / fmt.lo)
+    full = _storable(full)
+    if range_ == "mse":
+        best, least = full, np.full(len(full), np.inf)
+        for fraction in np.arange(1.0, 0.29, -0.02):
+            scale = _storable(full * fraction)
+            codes = np.clip(np.rint(rows / scale[:, np.newaxis]), fmt.lo, fmt.hi)
+            error = np.square(rows - codes * scale[:, np.newaxis]).sum(axis=1)
+            best, least = np.where(error < least, scale, best), np.minimum(error, least)
+        full = best
+    return tuple(full.tolist())
+
+
+def _storable(scales: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Positive float32 numbers."""
+    largest = scales.max(initial=0.0) or 1.0
+    scales = np.where(scales > 0.0, scales, largest)
+    return np.maximum(scales.astype(np.float32), np.finfo(np.float32).tiny).astype(np.float64)
+
+
+def _wide(slot: Slot) -> bool:
+    return slot.format.bits > 8
+
+
+def _sources(model: ir.Model, slot: Slot) -> tuple[str, ...]:
+    """The values of a slot that no operator merely moved there from others of the slot."""
+    group = {slot.tensor, *slot.members}
+    moved = {
+        output.name
+        for node in model.graph
+        if not node.domain and node.op_type in _MOVES
+        for output in node.outputs
+        if output.name in group
+        and all(
+            x is not None and x.name in group
+            for x in (node.inputs if node.op_type == "Concat" else node.inputs[:1])
+        )
+    }
+    return tuple(name for name in (slot.tensor, *slot.members) if name not in moved)
+
+
+def _require_finite(name: str, rows: NDArray[np.float32], done: int) -> None:
+    if not rows.size:
+        raise BadInput(f"the value {name!r} of the float model is empty")
+    extremes = rows.min(axis=1), rows.max(axis=1)
+    bad = ~(np.isfinite(extremes[0]) & np.isfinite(extremes[1]))
+    if bad.any():
+        raise BadInput(
+            f"the float model computes NaN or Inf at {name!r} from sample {done + int(bad.argmax())}"
+        )

@@ -1,0 +1,36 @@
+"""What a user may choose about one compilation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of `qcompile.compile`; formats are written as text (`int8`, `int4`), as on the command line.
+
+    `plan` starts from a saved plan.toml instead of calibrating. `require_verified` makes a missing compiler or
+    emulator an error. `min_sqnr` is an accuracy gate in dB on the calibration samples.
+    """
+
+    cpu: str | None = None
+    name: str | None = None
+    weights: str = "int8"
+    activations: str = "int8"
+    first_last: str | None = None
+    per_channel: bool = True
+    method: str | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    input_dtype: str = "int8"
+    output_dtype: str = "int16"
+    io_layout: str = "model"
+    samples: int | None = None
+    seed: int = 0
+    threads: int = 1
+    verify_samples: int = 32
+    trace_samples: int = 2
+    plan: str | os.PathLike[str] | None = None
+    require_verified: bool = False
+    min_sqnr: float | None = None

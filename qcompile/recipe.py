@@ -1,0 +1,98 @@
+"""Recipes: ordered lists of passes with options, written in TOML, independent of the target."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+
+from qcompile.errors import BadInput
+
+RESIDUALS = ("accumulator", "int8", "int16")
+REQUANTS = ("dyadic", "shift")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One pass by name, with its options as written."""
+
+    name: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is done to the float graph and the plan, in order, and how sums are rescaled."""
+
+    name: str
+    summary: str
+    steps: tuple[Step, ...]
+    residual: str = "accumulator"
+    requant: str = "dyadic"
+
+
+def names() -> list[str]:
+    """The recipes that ship with qcompile."""
+    folder = resources.files("qcompile.recipes")
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load(source: str | os.PathLike[str]) -> Recipe:
+    """A shipped recipe by name, or a TOML file by path; BadInput says what is wrong with it."""
+    text = str(source)
+    if text in names():
+        content = (resources.files("qcompile.recipes") / f"{text}.toml").read_text()
+        return parse(content, text)
+    path = Path(source)
+    if path.suffix != ".toml" or not path.is_file():
+        near = get_close_matches(text, names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadInput(
+            f"there is no recipe '{text}'{hint} Recipes: {', '.join(names())}, or a path ending in .toml"
+        )
+    try:
+        return parse(path.read_text(), path.stem)
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadInput(f"cannot read the recipe {path}: {e}") from e
+
+
+def parse(text: str, name: str) -> Recipe:
+    """Read a recipe; unknown keys are refused with the nearest known one."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise BadInput(f"recipe {name}: {e}") from e
+    known_keys(data, ("summary", "pass", "residual", "requant"), f"recipe {name}")
+    entries = data.get("pass", [])
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and "name" in e for e in entries
+    ):
+        raise BadInput(f"recipe {name}: [[pass]] entries have a name each")
+    residual = one_of(data.get("residual", "accumulator"), RESIDUALS, f"recipe {name}: residual")
+    requant = one_of(data.get("requant", "dyadic"), REQUANTS, f"recipe {name}: requant")
+    steps = tuple(
+        Step(str(e["name"]), {k: v for k, v in e.items() if k != "name"}) for e in entries
+    )
+    return Recipe(name, str(data.get("summary", "")), steps, residual, requant)
+
+
+def known_keys(given: Mapping[str, object], known: tuple[str, ...], where: str) -> None:
+    """Raise BadInput with a did-you-mean at the first key that is not known."""
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+            raise BadInput(f"{where}: unknown key '{key}'{hint}")
+
+
+def one_of(value: object, choices: tuple[str, ...], where: str) -> str:
+    """The value as text if it is one of the choices, BadInput otherwise."""
+    if value not in choices:
+        near = get_close_matches(str(value), choices, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise BadInput(f"{where}: '{value}' is unknown; {hint}choices: {', '.join(choices)}")
+    return str(value)

@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -19,7 +20,7 @@ from qcompile.onnx.execute import FloatSession
 from qcompile.pipeline import Context
 from qcompile.plan import Kind, Quantizer, QuantPlan, Slot, affine
 
-from .histogram import Histogram, Statistics
+from .histogram import Histogram, NotFinite, Statistics
 from .lattice import Distinct, lattice
 from .ranges import HISTOGRAM_METHODS, METHODS, Method, choose
 
@@ -61,7 +62,7 @@ class Calibrate:
     percentile: float = 99.99
     headroom: float = 1.25
     bins: int = 2048
-    elements: int = 32768
+    elements: int = 16384
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -148,11 +149,16 @@ class Calibrate:
             for chunk in session.stream(batch):
                 for name, array in chunk.items():
                     rows = array.reshape(len(array), -1)
-                    stride, phase = self._grid(name, rows.shape[1], context.seed)
+                    stride, phase = _grid(name, rows.shape[1], self.elements, context.seed)
                     kept = statistics[name]
                     thinned += not kept.samples and kept.histogram is not None and stride > 1
-                    _require_finite(name, rows, done)
-                    kept.add(rows, phase, stride)
+                    try:
+                        kept.add(rows, phase, stride)
+                    except NotFinite as e:
+                        sample = f"sample {done + e.row}"
+                        raise BadInput(
+                            f"the float model computes NaN or Inf at {name!r} from {sample}"
+                        ) from e
                     if name in distinct:
                         distinct[name].add(array)
                 done += len(array)
@@ -162,15 +168,6 @@ class Calibrate:
             f"calibrated on {done} samples; histograms of {thinned} large tensors count at most "
             f"{self.elements} elements of a sample (seed {context.seed}), extremes all of them"
         )
-
-    def _grid(self, name: str, size: int, seed: int) -> tuple[int, int]:
-        """Stride and phase of the elements counted: a prime that divides no axis visits all channels and places."""
-        if not self.elements or size <= self.elements:
-            return 1, 0
-        stride = -(-size // self.elements)
-        while size % stride == 0 or any(stride % n == 0 for n in range(2, math.isqrt(stride) + 1)):
-            stride += 1
-        return stride, zlib.crc32(f"{seed} {name}".encode()) % stride
 
     def _weight(self, model: ir.Model, slot: Slot) -> Quantizer:
         values = constant(model.graph.initializers.get(slot.tensor))
@@ -189,19 +186,21 @@ def symmetric_scales(
 
     A channel of zeros has the largest scale of the others. mse: least squared error over clipped ranges.
     """
-    rows = weights.astype(np.float64)
-    rows = rows.reshape(1, -1) if axis is None else np.moveaxis(rows, axis, 0)
-    rows = rows.reshape(len(rows), -1)
-    full = rows.max(axis=1, initial=0.0) / fmt.hi
+    by_channel = weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0)
+    rows: NDArray[np.float32] = by_channel.reshape(len(by_channel), -1).astype(
+        np.float32, copy=False
+    )
+    full: NDArray[np.float64] = rows.max(axis=1, initial=0.0).astype(np.float64) / fmt.hi
     if fmt.lo:
-        full = np.maximum(full, rows.min(axis=1, initial=0.0) / fmt.lo)
+        full = np.maximum(full, rows.min(axis=1, initial=0.0).astype(np.float64) / fmt.lo)
     full = _storable(full)
     if range_ == "mse":
+        exact = rows.astype(np.float64)
         best, least = full, np.full(len(full), np.inf)
         for fraction in np.arange(1.0, 0.29, -0.02):
             scale = _storable(full * fraction)
-            codes = np.clip(np.rint(rows / scale[:, np.newaxis]), fmt.lo, fmt.hi)
-            error = np.square(rows - codes * scale[:, np.newaxis]).sum(axis=1)
+            codes = np.clip(np.rint(exact / scale[:, np.newaxis]), fmt.lo, fmt.hi)
+            error = np.square(exact - codes * scale[:, np.newaxis]).sum(axis=1)
             best, least = np.where(error < least, scale, best), np.minimum(error, least)
         full = best
     return tuple(full.tolist())
@@ -212,6 +211,17 @@ def _storable(scales: NDArray[np.float64]) -> NDArray[np.float64]:
     largest = scales.max(initial=0.0) or 1.0
     scales = np.where(scales > 0.0, scales, largest)
     return np.maximum(scales.astype(np.float32), np.finfo(np.float32).tiny).astype(np.float64)
+
+
+@cache
+def _grid(name: str, size: int, elements: int, seed: int) -> tuple[int, int]:
+    """Stride and phase of the elements counted: a prime that divides no axis visits all channels and places."""
+    if not elements or size <= elements:
+        return 1, 0
+    stride = -(-size // elements)
+    while size % stride == 0 or any(stride % n == 0 for n in range(2, math.isqrt(stride) + 1)):
+        stride += 1
+    return stride, zlib.crc32(f"{seed} {name}".encode()) % stride
 
 
 def _wide(slot: Slot) -> bool:
@@ -233,14 +243,3 @@ def _sources(model: ir.Model, slot: Slot) -> tuple[str, ...]:
         )
     }
     return tuple(name for name in (slot.tensor, *slot.members) if name not in moved)
-
-
-def _require_finite(name: str, rows: NDArray[np.float32], done: int) -> None:
-    if not rows.size:
-        raise BadInput(f"the value {name!r} of the float model is empty")
-    extremes = rows.min(axis=1), rows.max(axis=1)
-    bad = ~(np.isfinite(extremes[0]) & np.isfinite(extremes[1]))
-    if bad.any():
-        raise BadInput(
-            f"the float model computes NaN or Inf at {name!r} from sample {done + int(bad.argmax())}"
-        )

@@ -32,6 +32,8 @@ from qcompile.onnx.edit import (
     reshape_target,
     set_attributes,
     set_inputs,
+    sole_use,
+    static,
 )
 from qcompile.pipeline import Context
 from qcompile.plan import QuantPlan
@@ -84,7 +86,7 @@ def _check_finite(graph: ir.Graph) -> None:
 
 
 def _depthwise(node: ir.Node, editor: Editor) -> bool:
-    a = affine(node)
+    a = _chain(node)
     shape = None if a is None else dims(a.x)
     if a is None or a.axis != 1 or shape is None or len(shape) > 4 or not isinstance(shape[1], int):
         return False
@@ -101,6 +103,24 @@ def _depthwise(node: ir.Node, editor: Editor) -> bool:
         y = flat
     editor.replace(node, y)
     return True
+
+
+def _chain(node: ir.Node) -> Affine | None:
+    """All affine nodes that end in `node` as one; None if they go on behind it."""
+    a, output = affine(node), node.outputs[0]
+    if a is None or a.axis not in (None, 1):
+        return None
+    if sole_use(output):
+        following = affine(output.consumers()[0])
+        if following is not None and following.axis in (None, 1):
+            return None
+    while sole_use(a.x):
+        b = affine(a.x.producer())
+        if b is None or b.axis not in (None, 1):
+            break
+        axis = 1 if 1 in (a.axis, b.axis) else None
+        a = Affine(b.x, b.scale * a.scale, b.shift * a.scale + a.shift, axis)
+    return a
 
 
 def _scaling_conv(node: ir.Node, a: Affine, x: ir.Value, shape: Dims, editor: Editor) -> ir.Value:
@@ -150,7 +170,11 @@ def _average_pool(node: ir.Node, editor: Editor) -> bool:
 def _pool(node: ir.Node) -> bool:
     kernel = tuple(node.attributes.get_ints("kernel_shape") or ())
     w = window(node, kernel)
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
     if w is None or any(p >= k for p, k in zip(w.pads, kernel * 2, strict=True)):
+        return False
+    # ONNX and its runtimes count differently where rounding up adds a window outside the data.
+    if before is None or after is None or w.outputs(static(before[2:]) or ()) != after[2:]:
         return False
     attributes: dict[str, Sequence[int] | int] = {
         "ceil_mode": 0,

@@ -21,8 +21,8 @@ _PIECE = 1 << 16
 class Histogram:
     """Counts in bins of width 2**exponent, `bins` on each side of zero; exact zeros are also counted apart.
 
-    The width is the least that covers the extremes seen. It grows by doubling: as zero is an edge, bins merge in pairs and the
-    counts are those that the final width would have given from the start.
+    The width is the least that covers the extremes seen. It grows by doubling: as zero is an edge, bins merge
+    in pairs, and the counts are those that the final width would have given from the start.
     """
 
     bins: int = 2048
@@ -103,6 +103,14 @@ def _pairwise(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
     return wide
 
 
+class NotFinite(ValueError):
+    """A sample, the `row`-th of those added, holds NaN or Inf."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} is not finite")
+        self.row = row
+
+
 @dataclass(slots=True, eq=False)
 class Statistics:
     """What calibration knows of a tensor: exact extremes over all elements, and a histogram where one is wanted.
@@ -120,7 +128,11 @@ class Statistics:
 
     def add(self, rows: NDArray[np.float32], phase: int = 0, stride: int = 1) -> None:
         """Take in samples, one a row; the histogram counts every `stride`-th element from `phase` on."""
+        if not rows.size:
+            raise ValueError("statistics of nothing")
         los, his = rows.min(axis=1), rows.max(axis=1)
+        if not (finite := np.isfinite(los) & np.isfinite(his)).all():
+            raise NotFinite(int(finite.argmin()))
         self.lo, self.hi = min(self.lo, float(los.min())), max(self.hi, float(his.max()))
         self.samples += len(rows)
         self.elements += rows.size

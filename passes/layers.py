@@ -308,3 +308,35 @@ def _clamp(node: ir.Node) -> Clamp:
             )
         bounds.append(None if array is None else float(np.asarray(array, np.float64).reshape(())))
     return Clamp(bounds[0], bounds[1])
+
+
+def refused(model: ir.Model) -> list[tuple[str, str, str]]:
+    """Every node that has no integer form: its name, its operator and the sentence why."""
+    work = _Partition(model, True)
+    found = []
+    for node in work.nodes:
+        if node in work.absorbed:
+            continue
+        try:
+            list(work.layer(node))
+        except Unsupported as e:
+            found.append((str(node.name), node.op_type, str(e)))
+    return found
+
+
+def operators(layer: Layer) -> list[str]:
+    """The float operators a layer stands for."""
+    match layer:
+        case Rescaled(terms=terms, clamp=clamp):
+            names = [t.node.op_type for t in terms if not isinstance(t, Operand)]
+            if len(terms) > 1:
+                names.append(
+                    "Sub" if any(isinstance(t, Operand) and t.sign < 0 for t in terms) else "Add"
+                )
+            if clamp != Clamp():
+                names.append("Relu" if clamp == Clamp(0.0) else "Clip")
+            return names
+        case SoftmaxLayer():
+            return ["Softmax"]
+        case Table(node=node) | View(node=node) | Join(node=node):
+            return [node.op_type]

@@ -49,10 +49,12 @@ class Outline:
         editor = Editor(graph)
         softmaxes = [_softmax(node, editor) for node in list(graph)]
         common.RemoveUnusedNodesPass()(model)
-        regions = _regions(graph)
-        outlined = [_replace(region, model, editor) for region in regions]
+        outlined = [(region, _meaning(region, model)) for region in _regions(graph)]
+        # From the end, so that the input of a region is still the value that was found.
+        for region, meaning in reversed(outlined):
+            _replace(region, meaning, editor)
         common.RemoveUnusedNodesPass()(model)
-        return any(softmaxes) or any(outlined)
+        return any(softmaxes) or bool(outlined)
 
 
 # --- softmax -------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def _computed(node: ir.Node) -> list[ir.Value] | None:
 
 
 def _regions(graph: ir.Graph) -> list[Region]:
-    """Disjoint regions, each the largest that ends where it ends; latest end first."""
+    """Disjoint regions in graph order, each the largest that ends where it ends."""
     order = {node: i for i, node in enumerate(graph)}
     taken: set[ir.Node] = set()
     found: list[Region] = []
@@ -147,10 +149,12 @@ def _regions(graph: ir.Graph) -> list[Region]:
         if node in taken:
             continue
         region = _region(node, order)
-        if region is not None:
-            taken.update(region.nodes)
+        if region is None:
+            continue
+        taken.update(region.nodes)
+        if len(region.nodes) > 1 or _reads_constants(node):
             found.append(region)
-    return found
+    return found[::-1]
 
 
 def _region(last: ir.Node, order: dict[ir.Node, int]) -> Region | None:
@@ -185,32 +189,41 @@ def _region(last: ir.Node, order: dict[ir.Node, int]) -> Region | None:
 # --- replacement ---------------------------------------------------------------------------------
 
 
-def _replace(region: Region, model: ir.Model, editor: Editor) -> bool:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """All that a region does is to limit."""
+
+    low: float
+    high: float
+
+
+def _meaning(region: Region, model: ir.Model) -> Limits | ir.Function:
+    return _limits(region) or _function(region, model)
+
+
+def _replace(region: Region, meaning: Limits | ir.Function, editor: Editor) -> None:
     last = region.nodes[-1]
-    if len(region.nodes) == 1 and not _reads_constants(last):
-        return False
-    limits = _limits(region)
-    if limits is not None:
-        return _clamp(region, limits, editor)
-    function = _function(region, model)
-    new = editor.before(
-        last,
-        function.name,
-        [region.x],
-        dims(last.outputs[0]),
-        hint=last.name or function.name,
-        domain=DOMAIN,
-    )
+    shape, hint = dims(last.outputs[0]), last.name or last.op_type
+    big = float(np.finfo(np.float32).max)
+    match meaning:
+        case ir.Function():
+            new = editor.before(last, meaning.name, [region.x], shape, hint=hint, domain=DOMAIN)
+        case Limits(low=0.0, high=np.inf):
+            new = editor.before(last, "Relu", [region.x], shape, hint=hint)
+        case Limits(low=low, high=high):
+            bounds = [
+                editor.const(np.array(np.clip(v, -big, big), np.float32), f"{hint}_{n}")
+                for v, n in ((low, "min"), (high, "max"))
+            ]
+            new = editor.before(last, "Clip", [region.x, *bounds], shape, hint=hint)
     editor.replace(last, new)
-    return True
 
 
 def _reads_constants(node: ir.Node) -> bool:
     return node.op_type != "Clip" and any(constant(v) is not None for v in node.inputs)
 
 
-def _limits(region: Region) -> tuple[float, float] | None:
-    """Lower and upper limit, if limiting is all the region does."""
+def _limits(region: Region) -> Limits | None:
     low, high = -np.inf, np.inf
     for node in region.nodes:
         numbers = [
@@ -235,24 +248,7 @@ def _limits(region: Region) -> tuple[float, float] | None:
         # Where the limits cross, ONNX takes the upper one.
         lo = min(lo, hi)
         low, high = min(max(low, lo), hi), min(max(high, lo), hi)
-    return low, high
-
-
-def _clamp(region: Region, limits: tuple[float, float], editor: Editor) -> bool:
-    last, (low, high) = region.nodes[-1], limits
-    hint = last.name or "Clip"
-    shape = dims(last.outputs[0])
-    if (low, high) == (0.0, np.inf):
-        new = editor.before(last, "Relu", [region.x], shape, hint=hint)
-    else:
-        big = np.finfo(np.float32).max
-        bounds = [
-            editor.const(np.array(np.clip(v, -big, big), np.float32), f"{hint}_{n}")
-            for v, n in ((low, "min"), (high, "max"))
-        ]
-        new = editor.before(last, "Clip", [region.x, *bounds], shape, hint=hint)
-    editor.replace(last, new)
-    return True
+    return Limits(low, high)
 
 
 def _function(region: Region, model: ir.Model) -> ir.Function:

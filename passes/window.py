@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -26,6 +27,13 @@ class Window:
     def reach(self, axis: int) -> int:
         """How many elements one dilated kernel spans."""
         return self.dilations[axis] * (self.kernel[axis] - 1) + 1
+
+    def outputs(self, size: Sequence[int]) -> tuple[int, ...]:
+        """How many windows fit along each spatial axis of a tensor of this size."""
+        return tuple(
+            (n + self.pads[i] + self.pads[i + self.rank] - self.reach(i)) // self.strides[i] + 1
+            for i, n in enumerate(size)
+        )
 
 
 def window(node: ir.Node, kernel: tuple[int, ...]) -> Window | None:

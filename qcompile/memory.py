@@ -88,9 +88,7 @@ def order(tasks: Sequence[Task], sizes: Mapping[str, int], align: int = 16) -> l
     return best
 
 
-def _orders(
-    tasks: Sequence[Task], sizes: Mapping[str, int], align: int
-) -> Iterator[list[int]]:
+def _orders(tasks: Sequence[Task], sizes: Mapping[str, int], align: int) -> Iterator[list[int]]:
     writer = {task.writes: i for i, task in enumerate(tasks)}
     graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(len(tasks)))

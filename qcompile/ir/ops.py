@@ -348,19 +348,18 @@ class MaxPool(Op):
         spatial = x.shape[1:-1]
         out = _windows(spatial, self.kernel, self.strides, self.pads, self.dilations)
         _want(
-            all(self._meets_input(i, size) for i, size in enumerate(spatial)),
+            all(self._meets_input(i, size, out[i]) for i, size in enumerate(spatial)),
             "a pooling window may not lie wholly in the border",
         )
         return TensorType(x.dtype, (x.shape[0], *out, x.shape[-1]))
 
-    def _meets_input(self, axis: int, size: int) -> bool:
+    def _meets_input(self, axis: int, size: int, outputs: int) -> bool:
         """Does every window along an axis hold an element that is no border?"""
-        begin, end = self.pads[axis], self.pads[len(self.kernel) + axis]
-        taps, step = self.kernel[axis], self.dilations[axis]
-        # a window that starts at -a first meets the input at -a % step, where its taps reach that far and it is there
-        return max(begin, end) <= (taps - 1) * step and all(
-            -a % step < size for a in range(begin, 0, -self.strides[axis])
-        )
+        step, stride, begin = self.dilations[axis], self.strides[axis], self.pads[axis]
+        reach = (self.kernel[axis] - 1) * step
+        starts = range(-begin, outputs * stride - begin, stride)
+        # a window that starts at a < 0 first leaves the border at a % step
+        return all(a + reach >= 0 and (a % step if a < 0 else a) < size for a in starts)
 
     def run(self, *ins: Array) -> Array:
         """Exact result; see the class."""
@@ -439,7 +438,8 @@ class Softmax(Op):
         inverse = arith.reciprocal(total << (30 - top))
         shift = 31 + top - self.out.bits
         y = ((e * inverse + (np.int64(1) << (shift - 1))) >> shift) + self.out.lo
-        return np.clip(y, self.out.lo, self.out.hi).astype(self.out.numpy)
+        codes: Array = np.clip(y, self.out.lo, self.out.hi).astype(self.out.numpy)
+        return codes
 
 
 @dataclass(frozen=True)

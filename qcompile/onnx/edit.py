@@ -83,7 +83,7 @@ class Editor:
     def const(self, array: Array, hint: str) -> ir.Value:
         """A new initializer that holds `array`."""
         name = self._fresh(hint, self._values)
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
         value = ir.Value(
             name=name,
             type=ir.TensorType(tensor.dtype),

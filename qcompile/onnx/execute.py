@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -18,8 +16,7 @@ Results = dict[str, NDArray[np.float32]]
 
 # Results kept at a time: the memory of a run does not grow with the rows it is given.
 CHUNK_BYTES = 32 << 20
-# A protobuf message ends at 2 GiB; models of this size are passed with their weights in a file.
-LARGE_BYTES = 1 << 30
+SHARED_BYTES = 1 << 10
 
 
 class FloatSession:
@@ -48,7 +45,7 @@ class FloatSession:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.use_deterministic_compute = True
         options.log_severity_level = 3
-        self._session = _session(_with_outputs(model, self._computed), options)
+        self._session, self._weights = _session(model, self._computed, options)
         self._inputs = [value.name for value in self._session.get_inputs()]
         self._rows = self._fixed or 1
 
@@ -103,28 +100,39 @@ def _values(graph: ir.Graph) -> dict[str, ir.Value]:
     return {v.name: v for v in (*graph.initializers.values(), *produced) if v.name}
 
 
-def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+def _session(
+    model: ir.Model, names: Sequence[str], options: onnxruntime.SessionOptions
+) -> tuple[onnxruntime.InferenceSession, list[onnxruntime.OrtValue]]:
+    """The session, and the weights it shares with the model, which must live as long."""
     shown = model.clone()
     values = _values(shown.graph)
     outputs = {value.name for value in shown.graph.outputs}
     shown.graph.outputs.extend(values[name] for name in names if name not in outputs)
-    return shown
-
-
-def _session(model: ir.Model, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    providers = ["CPUExecutionProvider"]
-    tensors = [
-        v.const_value for v in model.graph.initializers.values() if v.const_value is not None
-    ]
-    inside = not any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
+    # Weights are handed over where they lie: no copy, and no message of more than protobuf's 2 GiB.
+    shared: dict[str, onnxruntime.OrtValue] = {}
+    for name, value in shown.graph.initializers.items():
+        tensor = value.const_value
+        if (
+            tensor is not None
+            and tensor.dtype is ir.DataType.FLOAT
+            and tensor.nbytes >= SHARED_BYTES
+        ):
+            shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(tensor.numpy())
+            )
+            value.const_value = ir.ExternalTensor(
+                "shared",
+                0,
+                tensor.nbytes,
+                ir.DataType.FLOAT,
+                shape=ir.Shape(array.shape),
+                name=name,
+            )
+    options.add_external_initializers(list(shared), list(shared.values()))
     try:
-        if inside and sum(tensor.nbytes for tensor in tensors) < LARGE_BYTES:
-            data = ir.to_proto(model).SerializeToString()
-            return onnxruntime.InferenceSession(data, options, providers=providers)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.onnx")
-            ir.save(model, path, external_data="weights.bin")
-            return onnxruntime.InferenceSession(path, options, providers=providers)
+        data = ir.to_proto(shown).SerializeToString()
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as e:
         # onnxruntime's exceptions share no class of their own.
         raise BadInput(f"onnxruntime does not accept the float model: {e}") from e
+    return session, list(shared.values())

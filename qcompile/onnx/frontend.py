@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
+import onnx.helper
 import onnx.inliner
 import onnx.shape_inference
 import onnx.version_converter
@@ -214,12 +215,33 @@ def _simplify(model: ir.Model) -> None:
         with np.errstate(all="ignore"):
             optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=should_fold)
         constants(model)
-        common.ShapeInferencePass()(model)
+        _reinfer(model)
         changed = _settle_reshapes(model.graph)
         tidy(model)
         if not changed:
             break
     common.NameFixPass()(model)
+
+
+def _reinfer(model: ir.Model) -> None:
+    """Infer the shapes again, without copying the weights around."""
+    proto = ir.to_proto(model)
+    small = [t for t in proto.graph.initializer if math.prod(t.dims) <= 64]
+    for tensor in proto.graph.initializer:
+        if math.prod(tensor.dims) > 64:
+            proto.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(small)
+    del proto.graph.value_info[:]
+    graph = _infer(proto).graph
+    types = {v.name: v.type for v in (*graph.value_info, *graph.output)}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in types:
+                value.type = ir.serde.deserialize_type_proto_for_type(types[value.name])
+                value.shape = ir.serde.deserialize_type_proto_for_shape(types[value.name])
 
 
 def _settle_reshapes(graph: ir.Graph) -> bool:

@@ -40,12 +40,13 @@ def read(source: str | os.PathLike[str] | bytes) -> onnx.ModelProto:
         raise BadInput(f"{what} is not an ONNX model or is cut short: {e}") from e
     if not model.HasField("graph"):
         raise BadInput(f"{what} is not an ONNX model: it holds no graph")
+    _refuse_broken_text(model, what)
     _load_external(model, folder, MAX_MODEL_BYTES - len(data))
     try:
         _refuse_foreign_operators(model)
         _refuse_expansion(model)
         onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, UnicodeDecodeError, ValueError) as e:
+    except (onnx.checker.ValidationError, ValueError) as e:
         raise BadInput(f"{what} is not a valid ONNX model: {_first_line(e)}") from e
     return model
 
@@ -69,6 +70,18 @@ def _too_large(what: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _refuse_broken_text(message: onnx.ModelProto, what: str) -> None:
+    """Names that are not UTF-8 would be bytes where everyone expects text."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            texts = (value,) if isinstance(value, str | bytes) else value
+            if any(isinstance(text, bytes) for text in texts):
+                raise BadInput(f"{what} is not an ONNX model: field {field.name!r} is not text")
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in (value,) if hasattr(value, "ListFields") else value:
+                _refuse_broken_text(inner, what)
 
 
 def _attribute_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -1,0 +1,126 @@
+"""AArch64: portable C and NEON dot products, run natively or in the emulator."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qcompile.errors import BadInput, ToolchainMissing
+from qcompile.ir import Graph
+from qcompile.target import Codes, FloatCertificate, Lowered, Runner, Target
+
+from ..c import build, certify, emit
+from . import dotprod
+
+# Which cpus have the dot product instructions. The first is the default: plain armv8-a, which runs everywhere.
+_CPUS: Mapping[str, bool] = {
+    "cortex-a53": False,
+    "cortex-a72": False,
+    "cortex-a76": True,
+    "neoverse-n1": True,
+    "max": True,
+}
+
+
+def _has_dotprod(cpu: str) -> bool:
+    if cpu not in _CPUS:
+        raise BadInput(f"arm knows no cpu '{cpu}'; choose one of {', '.join(_CPUS)}")
+    return _CPUS[cpu]
+
+
+def _flags(cpu: str) -> tuple[str, ...]:
+    # The spelling that gcc, clang and zig have in common.
+    return ("-mcpu=generic+dotprod" if _has_dotprod(cpu) else "-mcpu=generic",)
+
+
+def _native() -> bool:
+    return platform.system() == "Linux" and platform.machine() == "aarch64"
+
+
+def _compiler() -> tuple[str, ...] | None:
+    if _native() and (cc := build.find("cc", "gcc", "clang")) is not None:
+        return cc
+    if (zig := build.find_zig()) is not None:
+        return (*zig, "-target", "aarch64-linux-musl")
+    return build.find("aarch64-linux-gnu-gcc")
+
+
+def _toolchain(cpu: str) -> build.Toolchain:
+    """A compiler for `cpu`. Programs bring their own start-up: no C library has to be there or be built first."""
+    command = _compiler()
+    if command is None:
+        raise ToolchainMissing(f"arm has no compiler here: {build.GET_ZIG}")
+    return build.Toolchain(
+        command,
+        (*_flags(cpu), "-fno-stack-protector"),
+        link=("-nostdlib", "-static"),
+        host="host_linux_aarch64.c",
+    )
+
+
+def _emulator() -> tuple[str, ...]:
+    if _native():
+        return ()
+    emulator = build.find("qemu-aarch64", "qemu-aarch64-static")
+    if emulator is None:
+        raise ToolchainMissing(f"arm programs cannot run here: {build.GET_QEMU}")
+    return emulator
+
+
+class Arm:
+    """C99 for AArch64, run natively there and in qemu-aarch64 elsewhere."""
+
+    name = "arm"
+    summary = "C99 and NEON for AArch64, run natively or in qemu-aarch64"
+    cpus: Sequence[str] = tuple(_CPUS)
+
+    def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
+        """Emit the program; pure."""
+        if _has_dotprod(cpu):
+            model = emit.lower(
+                graph, name=name, isa="neon-dotprod", vectors=vectors, kernels=dotprod.KERNELS
+            )
+        else:
+            model = emit.lower(graph, name=name, isa="portable", vectors=vectors)
+        around = build.support_files(graph, name=name, family=self.name, flags=_flags(cpu))
+        return replace(model, files={**model.files, **around})
+
+    def runner(
+        self, folder: Path, graph: Graph, *, name: str, cpu: str, sanitize: bool = False
+    ) -> Runner:
+        """Build a static program; with `sanitize`, one that traps at undefined behaviour."""
+        toolchain = _toolchain(cpu)
+        emulator = _emulator()
+
+        def stored() -> Mapping[str, int]:
+            return self.lower(graph, name=name, cpu=cpu, vectors=()).stored
+
+        built = build.Build(
+            folder,
+            name,
+            replace(toolchain, emulator=(*emulator, "-cpu", cpu) if emulator else ()),
+            build.TRAP if sanitize else (),
+        )
+        return build.Program(built, graph, stored)
+
+    def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
+        """Build the model's object and look for floating point in it."""
+        model = build.Build(folder, name, _toolchain(cpu)).model
+        return certify.inspect(model.read_bytes(), "model.o")
+
+    def missing(self) -> Sequence[str]:
+        """What building and running here still needs."""
+        lacks: list[str] = []
+        for find in (lambda: _toolchain("cortex-a53"), _emulator):
+            try:
+                find()
+            except ToolchainMissing as lack:
+                lacks.append(str(lack))
+        return lacks
+
+
+def target() -> Target:
+    """The arm target."""
+    return Arm()

@@ -21,17 +21,29 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from qcompile.errors import BadInput, QcompileError, ToolchainMissing, VerificationMismatch
-from qcompile.ir import Array, DType, Graph, TensorType, Value
+from qcompile.ir import Array, Graph, TensorType, Value
 from qcompile.target import Codes
+
+from .text import HERE, c_type, render
 
 Bytes = NDArray[np.uint8]
 
 C_FLAGS = ("-std=c99", "-O3")
 """How a model is compiled unless its user says otherwise; the emitted build files say the same."""
+
+SANITIZE = (
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+)
+"""Memory errors and undefined behaviour stop the program with a report."""
+
+TRAP = ("-fsanitize=undefined", "-fsanitize-trap=undefined")
+"""Undefined behaviour stops the program where there is no run-time library to report it."""
 
 GET_CC = "install a C compiler: apt-get install gcc libc6-dev, or pip install 'qcompile[toolchain]'"
 GET_ZIG = "install the cross compiler: pip install 'qcompile[toolchain]'"
@@ -58,10 +70,6 @@ class _CPort:
     hi: int
 
 
-def _c_type(kind: DType) -> str:
-    return f"{'' if kind.signed else 'u'}int{8 * kind.bytes}_t"
-
-
 def support_files(
     graph: Graph, *, name: str, family: str, flags: Sequence[str]
 ) -> dict[str, bytes]:
@@ -69,11 +77,10 @@ def support_files(
 
     `flags` are what the compiler needs to know of the chip; `family` selects what a build file says.
     """
-    folder = Path(__file__).parent
     macro = name.upper()
     ports = {
         kind: [
-            _CPort(_c_type(v.type.dtype), f"{macro}_{kind}_{i}", v.type.dtype.lo, v.type.dtype.hi)
+            _CPort(c_type(v.type.dtype), f"{macro}_{kind}_{i}", v.type.dtype.lo, v.type.dtype.hi)
             for i, (_, v) in enumerate(border)
         ]
         for kind, border in (("INPUT", graph.inputs), ("OUTPUT", graph.outputs))
@@ -92,18 +99,11 @@ def support_files(
             [*(f"{name}_vector_input_{i}[v]" for i in range(len(inputs))), *results]
         ),
     }
-    templates = Environment(
-        loader=FileSystemLoader(folder),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     rendered = ("runner.c", "selftest.c", "bench.c", "Makefile", "CMakeLists.txt")
     fixed = ["host.h", "host_posix.c", *(["host_linux_aarch64.c"] if family == "arm" else [])]
     return {
-        **{f: templates.get_template(f"{f}.j2").render(facts).encode() for f in rendered},
-        **{f: (folder / f).read_bytes() for f in fixed},
+        **{f: render(f"{f}.j2", HERE, **facts).encode() for f in rendered},
+        **{f: (HERE / f).read_bytes() for f in fixed},
     }
 
 
@@ -255,7 +255,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class _Border:
-    """How rows become calls: the program takes its static batch at a time, and the last call is filled up with zeros."""
+    """How rows become calls of the static batch; the last call is filled up with zeros."""
 
     graph: Graph
 
@@ -297,9 +297,7 @@ def _cut(data: Bytes, values: Sequence[Value]) -> list[Bytes]:
 class Program:
     """The emitted program as a process of its own, natively or in an emulator."""
 
-    def __init__(
-        self, build: Build, graph: Graph, stored: Callable[[], Mapping[str, int]]
-    ) -> None:
+    def __init__(self, build: Build, graph: Graph, stored: Callable[[], Mapping[str, int]]) -> None:
         self._build = build
         self._graph = graph
         self._border = _Border(graph)

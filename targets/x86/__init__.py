@@ -1,0 +1,87 @@
+"""x86-64: portable C for the compiler of this machine."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qcompile.errors import BadInput, ToolchainMissing
+from qcompile.ir import Graph
+from qcompile.target import Codes, FloatCertificate, Lowered, Runner, Target
+
+from ..c import build, certify, emit
+
+# The compiler's flags for each cpu, as gcc and clang know it and as zig does.
+_CPUS: Mapping[str, tuple[str, str]] = {
+    "generic": ("-march=x86-64", "-mcpu=x86_64"),
+    "native": ("-march=native", "-mcpu=native"),
+}
+
+
+def _flags(cpu: str) -> tuple[str, str]:
+    if cpu not in _CPUS:
+        raise BadInput(f"x86 knows no cpu '{cpu}'; choose one of {', '.join(_CPUS)}")
+    return _CPUS[cpu]
+
+
+def _toolchain(cpu: str) -> build.Toolchain:
+    for_cc, for_zig = _flags(cpu)
+    if (cc := build.find("cc", "gcc", "clang")) is not None:
+        return build.Toolchain(cc, (for_cc,))
+    if (zig := build.find_zig()) is not None:
+        return build.Toolchain((*zig, "-target", "x86_64-linux-gnu"), (for_zig,))
+    raise ToolchainMissing(f"x86 has no compiler here: {build.GET_CC}")
+
+
+class X86:
+    """C99 for x86-64, run inside this process."""
+
+    name = "x86"
+    summary = "C99 for x86-64, run natively"
+    cpus: Sequence[str] = tuple(_CPUS)
+
+    def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
+        """Emit the program; pure."""
+        flags = _flags(cpu)[:1]
+        model = emit.lower(graph, name=name, isa="portable", vectors=vectors)
+        around = build.support_files(graph, name=name, family=self.name, flags=flags)
+        return replace(model, files={**model.files, **around})
+
+    def runner(
+        self, folder: Path, graph: Graph, *, name: str, cpu: str, sanitize: bool = False
+    ) -> Runner:
+        """Build a shared library; with `sanitize`, a program that stops at the first undefined behaviour."""
+        if platform.machine() not in ("x86_64", "AMD64"):
+            raise ToolchainMissing("x86 programs run natively, which takes an x86-64 machine")
+        toolchain = _toolchain(cpu)
+
+        def stored() -> Mapping[str, int]:
+            return self.lower(graph, name=name, cpu=cpu, vectors=()).stored
+
+        if not sanitize:
+            return build.Library(build.Build(folder, name, toolchain), graph, stored)
+        if "ziglang" in toolchain.command:
+            raise ToolchainMissing(
+                "the sanitizers need gcc or clang: apt-get install gcc libc6-dev"
+            )
+        return build.Program(build.Build(folder, name, toolchain, build.SANITIZE), graph, stored)
+
+    def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
+        """Build the model's object and look for floating point in it."""
+        model = build.Build(folder, name, _toolchain(cpu)).model
+        return certify.inspect(model.read_bytes(), "model.o")
+
+    def missing(self) -> Sequence[str]:
+        """What building and running here still needs."""
+        try:
+            _toolchain("generic")
+        except ToolchainMissing as lack:
+            return (str(lack),)
+        return ()
+
+
+def target() -> Target:
+    """The x86 target."""
+    return X86()

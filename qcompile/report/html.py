@@ -1,0 +1,79 @@
+"""The report as one page that needs nothing else: no script, no font, no network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import resources
+
+from jinja2 import ChainableUndefined, Environment, Undefined
+
+from qcompile.report import wording
+from qcompile.report.verdict import at, made_up, on_target, rows, verdicts
+
+FULL_BAR_DB = 60.0
+
+
+def render(report: Mapping[str, object]) -> str:
+    """The page for a report; whatever the report lacks is shown as a dash."""
+    page = resources.files("qcompile.report").joinpath("report.html.j2").read_text("utf-8")
+    return (
+        _environment()
+        .from_string(page)
+        .render(
+            r=report,
+            verdicts=verdicts(report),
+            made_up=made_up(report),
+            layers=[
+                {**layer, "on_target": on_target(report, layer)} for layer in rows(report, "layers")
+            ],
+            buffers=_placed(report),
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True,
+        undefined=ChainableUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for name in ("amount", "decibel", "number", "percent", "shape", "shown", "size"):
+        environment.filters[name] = getattr(wording, name)
+    environment.filters["bar"] = _bar
+    return environment
+
+
+def _finalize(value: object) -> object:
+    """Every value on the page passes here, so no name reaches it with control characters.
+
+    Text that is markup already was made by the template itself.
+    """
+    if isinstance(value, Undefined) or value is None:
+        return wording.NOTHING
+    if hasattr(value, "__html__"):
+        return value
+    return wording.shown(value)
+
+
+def _bar(value: object) -> str:
+    """The length of a bar for a ratio in dB, in percent."""
+    if not isinstance(value, int | float) or value != value:
+        return "0"
+    return f"{100 * min(max(value / FULL_BAR_DB, 0.0), 1.0) if value != math.inf else 100:.0f}"
+
+
+def _placed(report: Mapping[str, object]) -> list[dict[str, object]]:
+    """The buffers of the arena that have a place, with the place in percent for a drawing."""
+    arena = at(report, "memory", "arena_bytes")
+    if not isinstance(arena, int) or arena <= 0:
+        return []
+    return [
+        {**row, "left": f"{100 * offset / arena:.3f}", "width": f"{100 * length / arena:.3f}"}
+        for row in rows(report, "memory", "buffers")
+        if isinstance(offset := row.get("offset"), int)
+        and isinstance(length := row.get("bytes"), int)
+    ]

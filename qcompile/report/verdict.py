@@ -1,0 +1,185 @@
+"""What a report claims, each claim as one verdict: proved, refuted, or not checked and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qcompile.report.wording import number, visible
+
+State = Literal["pass", "fail", "open"]
+Report = Mapping[str, object]
+
+MADE_UP = {
+    "random": "The calibration data are random noise (--calib random).",
+    "synthetic": "No calibration data were given: synthetic samples were made up.",
+}
+ACCUMULATOR_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A claim, whether it holds, and the sentence that says how that is known."""
+
+    claim: str
+    state: State
+    sentence: str
+
+
+def at(report: object, *keys: str) -> object:
+    """What lies at this path of nested tables, None where something is missing."""
+    for key in keys:
+        report = report.get(key) if isinstance(report, Mapping) else None
+    return report
+
+
+def rows(report: object, *keys: str) -> list[Mapping[str, object]]:
+    """The list of tables at this path, empty where there is none."""
+    found = at(report, *keys)
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return []
+    return [row for row in found if isinstance(row, Mapping)]
+
+
+def texts(report: object, *keys: str) -> list[str]:
+    """The list of names or sentences at this path, empty where there is none."""
+    found = at(report, *keys)
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return []
+    return [visible(str(item)) for item in found]
+
+
+def count(report: object, *keys: str) -> int:
+    """The integer at this path, 0 where there is none."""
+    found = at(report, *keys)
+    return found if isinstance(found, int) else 0
+
+
+def made_up(report: Report) -> str | None:
+    """The loud sentence about data that nobody measured, None for real data."""
+    if not at(report, "data", "marked"):
+        return None
+    origin = MADE_UP.get(str(at(report, "data", "origin")), "The calibration data were made up.")
+    return (
+        f"{origin} Every scale and every accuracy figure here rests on them: bit-exactness holds, "
+        "accuracy on real inputs is unknown. Calibrate with real data before use."
+    )
+
+
+def verdicts(report: Report) -> list[Verdict]:
+    """Every claim of the report, in the order a reader asks for them."""
+    return [
+        _integer_only(report),
+        _bit_exact(report),
+        _onnx(report),
+        _no_float(report),
+        _no_overflow(report),
+    ]
+
+
+def on_target(report: Report, layer: Mapping[str, object]) -> str:
+    """What verification saw of the value of one layer."""
+    if not at(report, "verification", "checked"):
+        return "not run"
+    if layer.get("name") == at(report, "verification", "first", "layer"):
+        return "differs"
+    if layer.get("tensor") in texts(report, "fused"):
+        return "fused"
+    return "identical" if not count(report, "verification", "mismatches") else "unknown"
+
+
+def mismatch(report: Report) -> str | None:
+    """Where the program first leaves the integer graph, None where it does not."""
+    first = at(report, "verification", "first")
+    if not isinstance(first, Mapping):
+        return None
+    where = {key: visible(str(value)) for key, value in first.items()}
+    return (
+        f"first in layer '{where.get('layer')}', value '{where.get('value')}', row {where.get('row')}, "
+        f"element {where.get('index')}: the integer graph has {where.get('expected')}, "
+        f"the program {where.get('got')}"
+    )
+
+
+def _integer_only(report: Report) -> Verdict:
+    claim = "integer only"
+    floats = texts(report, "float_operators")
+    operators = sum(len(texts(row, "operators")) for row in rows(report, "coverage"))
+    if floats:
+        return Verdict(claim, "fail", f"{len(floats)} operators stay float: {', '.join(floats)}")
+    return Verdict(
+        claim,
+        "pass",
+        f"all {operators} float operators became integer arithmetic in "
+        f"{len(rows(report, 'coverage'))} layers",
+    )
+
+
+def _bit_exact(report: Report) -> Verdict:
+    claim = "program = integer graph"
+    if not at(report, "verification", "checked"):
+        return Verdict(claim, "open", _unchecked(at(report, "verification", "reason")))
+    samples = count(report, "verification", "samples")
+    wrong = count(report, "verification", "mismatches")
+    if wrong:
+        sentence = f"{wrong:,} elements differ over {samples:,} samples; {mismatch(report)}"
+        return Verdict(claim, "fail", sentence)
+    sanitized = at(report, "verification", "sanitized")
+    return Verdict(
+        claim,
+        "pass",
+        f"every output of {samples:,} samples and {count(report, 'verification', 'intermediates')} "
+        f"intermediate values are equal bit for bit; "
+        + ("no sanitizer finding" if sanitized else "sanitizers were not run"),
+    )
+
+
+def _onnx(report: Report) -> Verdict:
+    claim = "integer.onnx = integer graph"
+    samples = at(report, "verification", "onnx", "samples")
+    if not isinstance(samples, int) or samples == 0:
+        return Verdict(claim, "open", "not run")
+    wrong = count(report, "verification", "onnx", "mismatches")
+    if wrong:
+        return Verdict(
+            claim, "fail", f"{wrong:,} elements differ over {samples:,} samples in onnxruntime"
+        )
+    return Verdict(claim, "pass", f"{samples:,} samples are equal in onnxruntime, bit for bit")
+
+
+def _no_float(report: Report) -> Verdict:
+    claim = "no float instruction"
+    found = at(report, "certificates", "no_float")
+    if not at(found, "checked"):
+        return Verdict(claim, "open", _unchecked(at(found, "reason")))
+    findings = texts(found, "findings")
+    if findings:
+        return Verdict(claim, "fail", f"{len(findings)} found: {'; '.join(findings[:4])}")
+    return Verdict(
+        claim,
+        "pass",
+        f"{count(found, 'instructions'):,} instructions of the object files were decoded: no "
+        "floating-point arithmetic, no soft-float symbol",
+    )
+
+
+def _no_overflow(report: Report) -> Verdict:
+    claim = "no accumulator overflows"
+    bounds = rows(report, "certificates", "accumulators")
+    if not bounds:
+        return Verdict(claim, "open", "no layer accumulates")
+    widest = max(bounds, key=lambda row: count(row, "bits"))
+    sentence = (
+        f"proved from the weights: the widest of {len(bounds)} layers, "
+        f"'{visible(str(widest.get('layer')))}', needs {count(widest, 'bits')} of {ACCUMULATOR_BITS} bits"
+    )
+    error = at(report, "certificates", "rescale", "largest_multiplier_error")
+    if isinstance(error, int | float):
+        sentence += f"; multipliers are within {number(error, 3)} of their real scales"
+    held = count(widest, "bits") <= ACCUMULATOR_BITS
+    return Verdict(claim, "pass" if held else "fail", sentence)
+
+
+def _unchecked(reason: object) -> str:
+    return f"not checked: {visible(str(reason))}" if reason else "not checked"

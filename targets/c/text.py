@@ -1,0 +1,127 @@
+"""Writing C: names and strings that cannot escape, numbers, arrays, index expressions, layout, templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import jinja2
+import numpy as np
+
+from qcompile.ir import Array, DType, TensorType
+
+HERE = Path(__file__).parent
+_NUMBERS_PER_LINE = 20
+
+
+def c_type(kind: DType) -> str:
+    """The C type that holds one element."""
+    return f"{'' if kind.signed else 'u'}int{kind.bytes * 8}_t"
+
+
+def c_int(n: int) -> str:
+    """A literal of value n; INT32_MIN has none of its own."""
+    return "(-2147483647 - 1)" if n == -(1 << 31) else str(n)
+
+
+def c_string(text: str) -> str:
+    """A string literal: what is no letter or digit stands as an octal escape, so nothing can end it early."""
+    safe = (chr(b) if chr(b).isalnum() and b < 128 else f"\\{b:03o}" for b in text.encode())
+    return '"' + "".join(safe) + '"'
+
+
+def c_comment(text: str) -> str:
+    """Text fit for the inside of a comment."""
+    return re.sub(r"[^A-Za-z0-9_.:/ -]", "_", text)[:80].replace("/_", "__")
+
+
+def type_comment(kind: TensorType) -> str:
+    """A type in a comment: int8 [1 x 32 x 32 x 16]."""
+    return f"{kind.dtype} [{' x '.join(map(str, kind.shape))}]"
+
+
+class Names:
+    """File-scope identifiers, each given once."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = set(taken)
+
+    def fresh(self, text: str) -> str:
+        """An identifier like `text` that nothing else is called."""
+        stem = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:48]
+        name, count = stem, 1
+        while name in self._taken:
+            count += 1
+            name = f"{stem}_{count}"
+        self._taken.add(name)
+        return name
+
+
+def numbers(data: Array) -> str:
+    """The elements as initialisers, wrapped."""
+    flat = [c_int(n) for n in data.ravel().tolist()]
+    lines = (
+        ", ".join(flat[i : i + _NUMBERS_PER_LINE]) for i in range(0, len(flat), _NUMBERS_PER_LINE)
+    )
+    return ",\n".join(lines)
+
+
+def array(name: str, data: Array) -> str:
+    """Definition of a constant array of at least one element."""
+    kind = DType.of(data.dtype.itemsize * 8, np.issubdtype(data.dtype, np.signedinteger))
+    return f"static const {c_type(kind)} {name}[{data.size}] = {{\n{numbers(data)}\n}};\n"
+
+
+def affine(terms: Iterable[tuple[str, int]], constant: int = 0) -> str:
+    """The sum of variable * factor and a constant; a variable may be the literal 0."""
+    parts = [v if k == 1 else f"{v} * {k}" for v, k in terms if k and v != "0"]
+    if constant or not parts:
+        parts.append(str(constant))
+    return " + ".join(parts).replace("+ -", "- ")
+
+
+def minus(expression: str, zero: int) -> str:
+    """expression - zero."""
+    if zero == 0:
+        return expression
+    return f"{expression} {'-' if zero > 0 else '+'} {abs(zero)}"
+
+
+def layout(source: str) -> str:
+    """The same source indented by its braces, without runs of blank lines."""
+    lines: list[str] = []
+    depth = 0
+    for raw in source.splitlines():
+        line = raw.strip()
+        if not line and (not lines or not lines[-1] or lines[-1].endswith("{")):
+            continue
+        closing = len(line) - len(line.lstrip("}"))
+        if closing and lines and not lines[-1]:
+            lines.pop()
+        indent = "    " * max(depth - closing, 0)
+        lines.append((indent if line and not line.startswith("#") else "") + _star(line))
+        depth += line.count("{") - line.count("}")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _star(line: str) -> str:
+    return " " + line if line.startswith("* ") or line == "*/" else line
+
+
+@lru_cache
+def _environment(folder: Path) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, HERE]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def render(template: str, folder: Path = HERE, /, **values: object) -> str:
+    """The text of a template in `folder`; an undefined name is an error."""
+    return _environment(folder).get_template(template).render(**values)

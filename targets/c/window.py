@@ -1,0 +1,139 @@
+"""Sliding windows over channels-last tensors: extents, index expressions and the checks a border needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qcompile.errors import Unsupported
+from qcompile.ir import Node
+
+from .text import affine
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One kernel position along an axis: the variable and expression of its input position, its index, its border checks."""
+
+    name: str
+    position: str
+    index: str
+    inside: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One spatial axis: input, output and kernel extents, stride, first pad, dilation, and the names of its variables."""
+
+    size: int
+    out: int
+    kernel: int
+    stride: int
+    pad: int
+    dilation: int
+    letter: str
+
+    @property
+    def o(self) -> str:
+        """Output position."""
+        return f"o{self.letter}" if self.out > 1 else "0"
+
+    @property
+    def k(self) -> str:
+        """Kernel position."""
+        return f"k{self.letter}" if self.kernel > 1 else "0"
+
+    @property
+    def start(self) -> str:
+        """Input position of the window's first tap."""
+        return affine([(self.o, self.stride)], -self.pad)
+
+    @property
+    def position(self) -> str:
+        """Input position of tap `k`."""
+        return affine([(self.o, self.stride), (self.k, self.dilation)], -self.pad)
+
+    @property
+    def i(self) -> str:
+        """The variable that holds `position`."""
+        return f"i{self.letter}" if self.position != "0" else "0"
+
+    @property
+    def inside(self) -> list[str]:
+        """The conditions on `i` under which a tap is not in the border; none where it never is."""
+        return self._within(self.i, 0, self.kernel - 1)
+
+    def run(self, first: str) -> list[str]:
+        """The conditions on the variable `first`, the first tap's position, under which no tap is in the border."""
+        reach = (self.kernel - 1) * self.dilation
+        low = [f"{first} >= 0"] if self.pad else []
+        high = (self.out - 1) * self.stride - self.pad + reach >= self.size
+        return [*low, *([f"{first} < {self.size - reach}"] if high else [])]
+
+    def unrolled(self) -> list[Tap]:
+        """Every tap with a variable of its own."""
+        taps = []
+        for k in range(self.kernel):
+            position = affine([(self.o, self.stride)], k * self.dilation - self.pad)
+            name = f"i{self.letter}{k}" if position != "0" else "0"
+            taps.append(Tap(name, position, str(k), self._within(name, k, k)))
+        return taps
+
+    def looped(self) -> list[Tap]:
+        """One tap for the body of a loop over `k`."""
+        return [Tap(self.i, self.position, self.k, self.inside)]
+
+    def _within(self, name: str, first: int, last: int) -> list[str]:
+        low = first * self.dilation - self.pad < 0
+        high = (self.out - 1) * self.stride + last * self.dilation - self.pad >= self.size
+        return [*([f"{name} >= 0"] if low else []), *([f"{name} < {self.size}"] if high else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Rows and columns of a window over [rows of the batch, height, width, channels]; one axis is a window of height 1."""
+
+    batch: int
+    channels: int
+    y: Axis
+    x: Axis
+    flat: bool
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions."""
+        return self.y.kernel * self.x.kernel
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Loop variables over the result's axes before the channels."""
+        return ("n", "ox") if self.flat else ("n", "oy", "ox")
+
+    def source(self, y: str, x: str, *more: tuple[str, int]) -> str:
+        """Index of the first channel at an input position."""
+        line = self.x.size * self.channels
+        n = "n" if self.batch > 1 else "0"
+        return affine([(n, self.y.size * line), (y, line), (x, self.channels), *more])
+
+
+def window(
+    node: Node,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+) -> Window:
+    """The window of a node over its first operand; Unsupported for three or more spatial axes."""
+    x, out = node.inputs[0].type.shape, node.output.type.shape
+    rank = len(kernel)
+    if rank > 2:
+        raise Unsupported(
+            f"{node.name}: {type(node.op).__name__} over {rank} spatial axes has no C kernel;"
+            " one and two axes have"
+        )
+    axes = [
+        Axis(x[1 + i], out[1 + i], kernel[i], strides[i], pads[i], dilations[i], letter)
+        for i, letter in enumerate("yx"[2 - rank :])
+    ]
+    row = Axis(1, 1, 1, 1, 0, 1, "y")
+    return Window(x[0], x[-1], axes[0] if rank == 2 else row, axes[-1], rank == 1)

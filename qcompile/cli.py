@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+from typer.core import TyperGroup
 
-from qcompile.errors import BadInput, QcompileError, ToolchainMissing, VerificationMismatch
+from qcompile.errors import (
+    BadInput,
+    QcompileError,
+    ToolchainMissing,
+    Unsupported,
+    VerificationMismatch,
+)
+from qcompile.formats import parse_format
 from qcompile.options import Options
 
 if TYPE_CHECKING:
     from qcompile.report.terminal import Terminal
 
 INTERRUPTED = 130
-VOICE = "Output"
+VOICE_FLAGS = {"-v", "--verbose", "-q", "--quiet", "--json", "--no-color"}
+ROOT_FLAGS = {"-h", "--help", "--version"}
+# Releases of typer differ in where they keep the errors of the command line; this one is public in all.
+USAGE_ERROR = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A float ONNX model.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An output folder of qcompile.")]
@@ -31,8 +42,10 @@ Calib = Annotated[
         "Without it samples are made up, and every report says so.",
     ),
 ]
-Samples = Annotated[int | None, typer.Option(min=1, help="Use at most this many samples.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Samples = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Use at most this many samples.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything that is drawn.")]
 Dims = Annotated[
     list[str] | None,
     typer.Option("--input-dim", metavar="NAME=N", help="Fix a free dimension. Repeatable."),
@@ -66,28 +79,28 @@ Override = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB=FORMAT", help="Another format where a name matches. Repeatable."),
 ]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of the float network's runs.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=VOICE)
+Threads = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Threads of the float network's runs.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Every stage, and tracebacks.", rich_help_panel=VOICE),
+    typer.Option("--verbose", "-v", help="Every stage, and tracebacks."),
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Results and errors only.", rich_help_panel=VOICE)
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
 NoColor = Annotated[
     bool,
-    typer.Option("--no-color", help="No colours; NO_COLOR does the same.", rich_help_panel=VOICE),
+    typer.Option("--no-color", help="No colours; NO_COLOR does the same."),
 ]
 
 app = typer.Typer(
     name="qcompile",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    subcommand_metavar="(MODEL.onnx | COMMAND) [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="`qcompile MODEL.onnx --target=arm` is short for `qcompile compile MODEL.onnx --target=arm`.",
+    epilog="qcompile MODEL.onnx --target=arm is short for qcompile compile MODEL.onnx --target=arm.",
 )
 
 
@@ -104,27 +117,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except QcompileError as e:
         return _refuse(str(e), e.exit_code)
-    except typer.BadParameter.__mro__[1] as e:
+    except USAGE_ERROR as e:
         return _refuse(_usage(e), BadInput.exit_code)
-    return code if isinstance(code, int) else 0 if given else BadInput.exit_code
+    return (code or 0) if given else BadInput.exit_code
 
 
 def with_verb(arguments: Sequence[str]) -> list[str]:
     """The arguments with their verb first: the one that is there, else `compile`."""
-    verbs = {command.name for command in app.registered_commands if command.name}
-    asking = [a for a in arguments if not a.startswith("-")]
-    if not asking and set(arguments) <= {"-h", "--help", "--version"}:
+    if set(arguments) <= ROOT_FLAGS:
         return list(arguments)
-    at = next(i for i, a in enumerate([*arguments, "model"]) if not a.startswith("-"))
+    verbs = cast(TyperGroup, typer.main.get_command(app)).commands
+    at = next((i for i, a in enumerate(arguments) if a not in VOICE_FLAGS), len(arguments))
     word = arguments[at] if at < len(arguments) else ""
     if word in verbs:
         return [word, *arguments[:at], *arguments[at + 1 :]]
-    if at == 0 and Path(word).name == word and not Path(word).suffix and not Path(word).exists():
+    if word.isidentifier() and not Path(word).exists():
         near = get_close_matches(word, verbs, n=1)
-        hint = (
-            f"; did you mean {near[0]}?" if near else f"; the verbs are {', '.join(sorted(verbs))}"
-        )
-        raise BadInput(f"'{word}' is neither a verb nor a file{hint}")
+        hint = f"did you mean {near[0]}?" if near else f"the verbs are {', '.join(verbs)}"
+        raise BadInput(f"'{word}' is neither a verb nor a file; {hint}")
     return ["compile", *arguments]
 
 
@@ -132,11 +142,17 @@ def _usage(error: Exception) -> str:
     """What the parser found wrong, in our words where a name is misspelt."""
     option = getattr(error, "option_name", None)
     if option is not None and hasattr(error, "possibilities"):
-        near = error.possibilities or []
-        hint = f"; did you mean {' or '.join(sorted(near))}?" if near else ""
-        return f"there is no option {option}{hint}"
+        near = get_close_matches(option, error.possibilities or [], n=1)
+        return f"there is no option {option}; " + (
+            f"did you mean {near[0]}?" if near else f"{_help(error)} lists them"
+        )
     said: str = error.format_message() if hasattr(error, "format_message") else str(error)
-    return said
+    return f"{said.rstrip('.')}; see {_help(error)}"
+
+
+def _help(error: Exception) -> str:
+    path = getattr(getattr(error, "ctx", None), "command_path", "qcompile")
+    return f"`{path} --help`"
 
 
 def _refuse(sentence: str, code: int) -> int:
@@ -160,10 +176,10 @@ def _session(
             yield terminal
         except QcompileError as e:
             code = _failed(terminal, "error", str(e), e.exit_code)
-        except KeyboardInterrupt:
-            code = _failed(terminal, "interrupted", "nothing was written", INTERRUPTED)
-        except BrokenPipeError:
+        except (typer.Exit, BrokenPipeError):
             raise
+        except KeyboardInterrupt:
+            code = _failed(terminal, "interrupted", "stopped before the end", INTERRUPTED)
         except OSError as e:
             where = f"'{e.filename}': " if e.filename else ""
             code = _failed(terminal, "error", f"{where}{e.strerror or e}", BadInput.exit_code)
@@ -204,10 +220,14 @@ def root(
 def compile_(
     model: Model,
     target: Annotated[
-        str, typer.Option("--target", "-t", help="What to compile for; see `qcompile targets`.")
+        str,
+        typer.Option(
+            "--target", "-t", metavar="NAME", help="What to compile for; see `qcompile targets`."
+        ),
     ] = "x86",
     cpu: Annotated[
-        str | None, typer.Option(help="A processor of the target; default: its safe baseline.")
+        str | None,
+        typer.Option(metavar="NAME", help="A processor of the target; default: its safe baseline."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -216,7 +236,7 @@ def compile_(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option(help="Replace an output folder that is not empty.")
+        bool, typer.Option("--force", help="Replace an output folder that is not empty.")
     ] = False,
     calib: Calib = None,
     samples: Samples = None,
@@ -250,13 +270,15 @@ def compile_(
         typer.Option(metavar="DB", help="Fail when an output is less accurate than this."),
     ] = None,
     verify_samples: Annotated[
-        int, typer.Option(min=1, help="Samples on which the program is compared.")
+        int, typer.Option(min=1, metavar="N", help="Samples on which the program is compared.")
     ] = 32,
     trace_samples: Annotated[
-        int, typer.Option(min=0, help="Samples on which every intermediate is compared.")
+        int,
+        typer.Option(min=0, metavar="N", help="Samples on which every intermediate is compared."),
     ] = 2,
     name: Annotated[
-        str | None, typer.Option(help="Prefix of the C names; default: from the file name.")
+        str | None,
+        typer.Option(metavar="NAME", help="Prefix of the C names; default: from the file name."),
     ] = None,
     threads: Threads = 1,
     json: AsJson = False,
@@ -264,7 +286,10 @@ def compile_(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> None:
-    """Compile a model to a verified integer program (the verb may be left out)."""
+    """Compile a model to a verified integer program.
+
+    The verb may be left out: `qcompile MODEL.onnx` compiles.
+    """
     with _session(f"compiling {model.name}", json, verbose, quiet, no_color) as terminal:
         options = Options(
             cpu=cpu, name=name, weights=weights, activations=activations, first_last=first_last,
@@ -283,3 +308,307 @@ def compile_(
         )  # fmt: skip
         report = artifact.report
         terminal.result(report, *tables.compiled(report, artifact.folder))
+
+
+@app.command()
+def inspect(
+    model: Model,
+    input_dim: Dims = None,
+    json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Show what a model is made of, and what has no integer form.
+
+    The exit code is 3 if anything has none.
+    """
+    with _session(f"reading {model.name}", json, verbose, quiet, no_color) as terminal:
+        dims = dimensions(input_dim or ())
+        from qcompile import driver
+        from qcompile.report import tables
+
+        found = driver.inspect(model, input_dims=dims)
+        terminal.result(found, *tables.inspected(found, every_slot=verbose))
+        if found["unsupported"]:
+            raise typer.Exit(Unsupported.exit_code)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Output folder; default ./MODEL-qdq."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an output folder that is not empty.")
+    ] = False,
+    calib: Calib = None,
+    samples: Samples = None,
+    seed: Seed = 0,
+    input_dim: Dims = None,
+    recipe: Recipe = "default",
+    method: Method = None,
+    weights: Weights = "int8",
+    activations: Activations = "int8",
+    first_last: FirstLast = None,
+    per_channel: PerChannel = True,
+    override: Override = None,
+    threads: Threads = 1,
+    json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Calibrate only: write the QDQ model and the plan.
+
+    Both go to a folder, as qdq.onnx (which onnxruntime runs) and plan.toml (which --plan takes).
+    """
+    with _session(f"quantizing {model.name}", json, verbose, quiet, no_color) as terminal:
+        options = Options(
+            weights=weights, activations=activations, first_last=first_last, per_channel=per_channel,
+            method=method, overrides=overrides(override or ()), samples=samples, seed=seed, threads=threads,
+        )  # fmt: skip
+        dims = dimensions(input_dim or ())
+        from qcompile import driver
+        from qcompile.report import tables
+
+        place = output or Path(f"{driver.identifier(model.stem)}-qdq")
+        folder = driver.quantize(
+            model, calib, place, recipe, dims, options, force=force, log=terminal.log
+        )
+        files = sorted(str(f) for f in folder.iterdir())
+        terminal.result({"folder": str(folder), "files": files}, tables.facts([("wrote", files)]))
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATH|random", help="Samples to compare on; without it made-up ones."),
+    ] = None,
+    samples: Samples = None,
+    seed: Seed = 0,
+    trace: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Samples on which every intermediate is compared."),
+    ] = 2,
+    sanitize: Annotated[
+        bool, typer.Option("--sanitize", help="Build with address and undefined-behaviour checks.")
+    ] = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Compare a compiled program with its integer graph.
+
+    Every output on every sample and every stored intermediate on some, bit for bit; the exit code is 5
+    if anything differs.
+    """
+    with _session(f"verifying {folder}", json, verbose, quiet, no_color) as terminal:
+        import numpy as np
+
+        from qcompile import artifact
+        from qcompile.data import InputSpec, open_data
+        from qcompile.report import tables
+
+        compiled = artifact.load(folder)
+        specs = [
+            InputSpec(port.name, (None, *value.type.shape[1:]), np.dtype(np.float32))
+            for port, value in compiled.graph.inputs
+        ]
+        opened = open_data(data, specs, samples=samples, seed=seed, warn=terminal.warn)
+        found = compiled.verify(opened, sanitize=sanitize, trace=trace)
+        terminal.result(
+            asdict(found) | {"origin": opened.origin}, tables.verified(found, opened.origin)
+        )
+        if not found.ok:
+            raise VerificationMismatch(f"the program differs from the integer graph: {found.first}")
+
+
+@app.command("eval")
+def eval_(
+    folder: Folder,
+    data: Annotated[
+        str, typer.Option(metavar="PATH", help="Samples, with labels and a metric in a .toml.")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="The float model, where it is no longer in its place."),
+    ] = None,
+    samples: Samples = None,
+    json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Measure a compiled program against its float model.
+
+    Metric (where the data have labels), agreement of the largest entries, SQNR.
+    """
+    with _session(f"evaluating {folder}", json, verbose, quiet, no_color) as terminal:
+        from qcompile import driver
+        from qcompile.report import tables
+
+        found = driver.evaluate(folder, data, model=model, samples=samples)
+        terminal.result(found, *tables.evaluated(found))
+
+
+@app.command()
+def bench(
+    folder: Folder,
+    milliseconds: Annotated[
+        int,
+        typer.Option(
+            "--ms", min=1, max=600_000, metavar="N", help="Run for about so many milliseconds."
+        ),
+    ] = 1000,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Without quantizing inputs and dequantizing outputs.")
+    ] = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Time one inference of a compiled program here."""
+    with _session(f"timing {folder}", json, verbose, quiet, no_color) as terminal:
+        from qcompile import bench as benches
+        from qcompile.report import tables
+
+        timing = benches.bench(folder, milliseconds=milliseconds, raw=raw)
+        terminal.result(asdict(timing), tables.timed(timing))
+
+
+@app.command()
+def targets(
+    json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """List what can be compiled for."""
+    with _session("looking", json, verbose, quiet, no_color) as terminal:
+        from qcompile import driver
+        from qcompile.report import tables
+
+        found = driver.targets()
+        terminal.result(
+            [{"name": n, "summary": s, "cpus": list(cpus)} for n, s, cpus in found],
+            tables.table(("target", "what it is", "--cpu (the first is the default)"), found),
+        )
+
+
+@app.command()
+def recipes(
+    json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """List the recipes that ship with qcompile."""
+    with _session("looking", json, verbose, quiet, no_color) as terminal:
+        from qcompile import driver
+        from qcompile.report import tables
+
+        found = driver.recipes()
+        terminal.result(
+            [{"name": name, "summary": summary} for name, summary in found],
+            tables.table(("recipe", "what it does"), found),
+        )
+
+
+@app.command()
+def doctor(
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", metavar="NAME", help="Look at one target only.")
+    ] = None,
+    json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Check that compilers and emulators are installed.
+
+    The exit code is 6 if one is missing.
+    """
+    with _session("looking", json, verbose, quiet, no_color) as terminal:
+        from qcompile import driver
+        from qcompile.report import tables
+        from qcompile.target import get
+
+        wanted = None if target is None else get(target).name
+        found = [(n, list(lacks)) for n, lacks in driver.doctor() if wanted in (None, n)]
+        terminal.result(
+            [{"target": name, "missing": lacks} for name, lacks in found], tables.examined(found)
+        )
+        if any(lacks for _, lacks in found):
+            raise typer.Exit(ToolchainMissing.exit_code)
+
+
+@app.command()
+def reproduce(
+    manifest: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="manifest.json of an output folder.")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="The float model, where it is no longer in its place."),
+    ] = None,
+    calib: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Calibrate again instead of starting from the plan."),
+    ] = None,
+    json: AsJson = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> None:
+    """Compile again from a manifest and compare every byte.
+
+    It starts from the plan beside the manifest; with --calib it calibrates again. The exit code is 5 if any
+    byte differs.
+    """
+    with _session(f"reproducing {manifest}", json, verbose, quiet, no_color) as terminal:
+        from qcompile import driver
+        from qcompile.report import tables
+
+        found = driver.reproduce(manifest, model=model, calibration=calib, log=terminal.log)
+        terminal.result(
+            {"identical": found.identical, "files": dict(found.files)},
+            tables.table(("file", "made again it is"), found.files),
+        )
+        if not found.identical:
+            changed = [path for path, state in found.files if state != "same"]
+            raise VerificationMismatch(
+                f"{len(changed)} of {len(found.files)} files came out otherwise: {', '.join(changed[:5])}"
+            )
+
+
+def dimensions(pairs: Sequence[str]) -> dict[str, int]:
+    """Sizes by dimension name, from NAME=N."""
+    dims: dict[str, int] = {}
+    for pair in pairs:
+        name, _, number = pair.rpartition("=")
+        if not name or not number.isascii() or not number.isdigit() or int(number) < 1:
+            raise BadInput(
+                f"--input-dim takes NAME=N with N at least 1, as in batch=1, not '{pair}'"
+            )
+        if dims.setdefault(name, int(number)) != int(number):
+            raise BadInput(f"--input-dim gives '{name}' two sizes, {dims[name]} and {number}")
+    return dims
+
+
+def overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """Formats by glob, from GLOB=FORMAT."""
+    formats: dict[str, str] = {}
+    for pair in pairs:
+        glob, _, text = pair.rpartition("=")
+        if not glob:
+            raise BadInput(f"--override takes GLOB=FORMAT, as in 'conv1*=int16', not '{pair}'")
+        parse_format(text)
+        formats[glob] = text
+    return formats

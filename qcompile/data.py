@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -162,7 +163,10 @@ class Dataset:
         for spec in self.inputs:
             if spec.name not in batch:
                 raise BadInput(f"sample {done} lacks input {spec}; it has {sorted(batch)}")
-            array = np.asarray(batch[spec.name])
+            try:
+                array = np.asarray(batch[spec.name])
+            except ValueError as e:
+                raise BadInput(f"input {spec}: sample {done} is no array: {e}") from e
             if array.dtype.kind not in "biuf":
                 raise BadInput(f"input {spec}: sample {done} has dtype {array.dtype}, no numbers")
             if array.ndim == len(spec.shape) - 1:
@@ -272,13 +276,15 @@ def _spilled(
     warn: Callable[[str], None],
 ) -> Dataset:
     """What can be read only once goes, checked, to a nameless temporary file."""
-    file = tempfile.TemporaryFile()
-    checked = Dataset(inputs, lambda: once, "iterable", limit=limit, warn=warn)
-    batches = 0
-    for batch in checked:
-        for spec in inputs:
-            np.save(file, batch[spec.name], allow_pickle=False)
-        batches += 1
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(tempfile.TemporaryFile())
+        checked = Dataset(inputs, lambda: once, "iterable", limit=limit, warn=warn)
+        batches = 0
+        for batch in checked:
+            for spec in inputs:
+                np.save(file, batch[spec.name], allow_pickle=False)
+            batches += 1
+        kept = stack.pop_all()
 
     def again() -> Iterator[Arrays]:
         position = 0
@@ -289,7 +295,7 @@ def _spilled(
             yield batch
 
     dataset = Dataset(inputs, again, "iterable", count=checked.count)
-    weakref.finalize(dataset, file.close)
+    weakref.finalize(dataset, kept.close)
     return dataset
 
 

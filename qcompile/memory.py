@@ -30,7 +30,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Offsets of buffers and of each task's scratch in an arena of `peak` bytes; `taken` maps a result to the operand whose memory it took over."""
+    """Offsets of buffers and of each task's scratch in an arena of `peak` bytes.
+
+    `taken` maps a result to the operand whose memory it took over.
+    """
 
     offsets: Mapping[str, int]
     scratch: Sequence[int]
@@ -78,7 +81,7 @@ def max_live(tasks: Sequence[Task], sizes: Mapping[str, int], align: int) -> int
 
 
 def order(tasks: Sequence[Task], sizes: Mapping[str, int], align: int = 16) -> list[int]:
-    """An execution order, as indices, that needs the least memory of those tried; the given one where none is better."""
+    """An execution order that needs the least memory of those tried; the given one where none is better."""
     best = list(range(len(tasks)))
     least = max_live(tasks, sizes, align)
     for candidate in _orders(tasks, sizes, align):

@@ -78,6 +78,8 @@ class ArrayFile:
 
 def open_arrays(path: Path) -> dict[str, ArrayFile]:
     """The arrays of a .npz file by name, or the one of a .npy file under the name ''."""
+    if not path.is_file():
+        raise BadInput(f"{str(path)!r} does not exist or is not a file")
     with _reading(repr(str(path))):
         if path.suffix == ".npy":
             with path.open("rb") as file:
@@ -85,6 +87,8 @@ def open_arrays(path: Path) -> dict[str, ArrayFile]:
         arrays = {}
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    continue
                 large = info.file_size > BOMB_BYTES
                 if large and info.file_size > BOMB_RATIO * max(info.compress_size, 1):
                     raise BadInput(
@@ -141,8 +145,6 @@ def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
 def _reading(what: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as e:
-        raise BadInput(f"{what} does not exist") from e
     except (
         EOFError,
         KeyError,

@@ -82,9 +82,9 @@ class Graph:
         self._names.add(candidate)
         return candidate
 
-    def add_input(self, port: Port, kind: TensorType, name: str = "") -> Value:
+    def add_input(self, port: Port, kind: TensorType, name: str | None = None) -> Value:
         """Append a graph input; its value is called `name`, by default as the port."""
-        value = Value(self._fresh(name or port.name), kind)
+        value = Value(self._fresh(port.name if name is None else name), kind)
         self.inputs.append((port, value))
         return value
 
@@ -103,15 +103,15 @@ class Graph:
         frozen.flags.writeable = False
         return Value(self._fresh(name), kind, const=frozen)
 
-    def add(self, op: Op, *inputs: Value, name: str, layer: str = "") -> Value:
+    def add(self, op: Op, *inputs: Value, name: str, layer: str | None = None) -> Value:
         """Append op(*inputs) and return its result, called `name`; `layer` is the node's name, `name` by default."""
         return self.insert(len(self.nodes), op, *inputs, name=name, layer=layer)
 
-    def insert(self, at: int, op: Op, *inputs: Value, name: str, layer: str = "") -> Value:
+    def insert(self, at: int, op: Op, *inputs: Value, name: str, layer: str | None = None) -> Value:
         """Put op(*inputs) at a place in the order and return its result."""
         kind = op.infer(*(v.type for v in inputs))
         out = Value(self._fresh(name), kind)
-        node = Node(op, inputs, out, layer or name)
+        node = Node(op, inputs, out, name if layer is None else layer)
         out.producer = node
         for i, v in enumerate(inputs):
             v.uses[node, i] = None

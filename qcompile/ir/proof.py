@@ -76,6 +76,13 @@ def accumulator_bound(node: Node) -> NDArray[np.int64]:
             return np.array(
                 [max(abs(lo - zx), abs(hi - zx)) * max(abs(ylo - zy), abs(yhi - zy))], np.int64
             )
+        case ops.Softmax():
+            table = node.inputs[1].constant
+            if table.min() < 0 or table[0] == 0:
+                raise TypeError(
+                    f"{node.name}: a table of exponentials falls from above 0 towards 0"
+                )
+            return np.array([node.inputs[0].type.shape[-1] * int(table.max())], np.int64)
         case _:
             raise TypeError(f"{node.name} makes no accumulator")
 
@@ -84,7 +91,7 @@ def prove(graph: Graph) -> list[AccumulatorProof]:
     """One proof for every accumulator of the graph; raises OverflowError naming the first that needs over 32 bits."""
     proofs = []
     for node in graph.nodes:
-        if isinstance(node.op, ops.Conv | ops.MatMul | ops.SumPool | ops.Mul):
+        if isinstance(node.op, ops.Conv | ops.MatMul | ops.SumPool | ops.Mul | ops.Softmax):
             bound = int(accumulator_bound(node).max())
             if bound >= ACC_LIMIT:
                 raise OverflowError(
@@ -106,9 +113,8 @@ def prove_rescale(node: Node) -> int:
     """The largest |T| + 2**(f-1) a Rescale can meet; OverflowError where it does not stay below 2**31."""
     op = node.op
     assert isinstance(op, ops.Rescale)
-    channels = max(
-        [len(op.f), *(len(a.multiplier) for a in op.accs), *(len(v.multiplier) for v in op.vals)]
-    )
+    parameters = [op.f, *(r for a in op.accs for r in (a.multiplier, a.pre_shift))]
+    channels = max(map(len, [*parameters, *(v.multiplier for v in op.vals)]))
 
     def row(entries: tuple[int, ...]) -> NDArray[np.object_]:
         return np.array(entries * (channels if len(entries) == 1 else 1), dtype=object)

@@ -117,9 +117,8 @@ def _session(
             and tensor.dtype is ir.DataType.FLOAT
             and tensor.nbytes >= SHARED_BYTES
         ):
-            shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.ascontiguousarray(tensor.numpy())
-            )
+            array = np.ascontiguousarray(tensor.numpy())
+            shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
             value.const_value = ir.ExternalTensor(
                 "shared",
                 0,

@@ -9,7 +9,7 @@ from importlib import resources
 from jinja2 import ChainableUndefined, Environment, Undefined
 
 from qcompile.report import wording
-from qcompile.report.verdict import at, made_up, on_target, rows, verdicts
+from qcompile.report.verdict import made_up, on_target, rows, verdicts
 
 FULL_BAR_DB = 60.0
 
@@ -27,7 +27,6 @@ def render(report: Mapping[str, object]) -> str:
             layers=[
                 {**layer, "on_target": on_target(report, layer)} for layer in rows(report, "layers")
             ],
-            buffers=_placed(report),
         )
     )
 
@@ -41,7 +40,17 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("amount", "decibel", "number", "percent", "shape", "shown", "size"):
+    for name in (
+        "amount",
+        "decibel",
+        "exact",
+        "fraction",
+        "number",
+        "percent",
+        "shape",
+        "shown",
+        "size",
+    ):
         environment.filters[name] = getattr(wording, name)
     environment.filters["bar"] = _bar
     return environment
@@ -64,16 +73,3 @@ def _bar(value: object) -> str:
     if not isinstance(value, int | float) or value != value:
         return "0"
     return f"{100 * min(max(value / FULL_BAR_DB, 0.0), 1.0) if value != math.inf else 100:.0f}"
-
-
-def _placed(report: Mapping[str, object]) -> list[dict[str, object]]:
-    """The buffers of the arena that have a place, with the place in percent for a drawing."""
-    arena = at(report, "memory", "arena_bytes")
-    if not isinstance(arena, int) or arena <= 0:
-        return []
-    return [
-        {**row, "left": f"{100 * offset / arena:.3f}", "width": f"{100 * length / arena:.3f}"}
-        for row in rows(report, "memory", "buffers")
-        if isinstance(offset := row.get("offset"), int)
-        and isinstance(length := row.get("bytes"), int)
-    ]

@@ -5,14 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qcompile.report.verdict import State, at, count, made_up, on_target, rows, texts, verdicts
-from qcompile.report.wording import amount, decibel, percent, shape, shown, size, visible
+from qcompile.report.verdict import (
+    MADE_UP,
+    State,
+    at,
+    count,
+    made_up,
+    on_target,
+    rows,
+    texts,
+    verdicts,
+)
+from qcompile.report.wording import (
+    amount,
+    decibel,
+    duration,
+    fraction,
+    percent,
+    shape,
+    shown,
+    signed,
+    size,
+    visible,
+)
+
+if TYPE_CHECKING:
+    from qcompile.bench import Timing
+    from qcompile.verify import Verification
 
 WORST_LAYERS = 5
 STATES: Mapping[State, tuple[str, str]] = {
@@ -114,7 +140,7 @@ def _accuracy(report: Mapping[str, object]) -> list[Text]:
         Text(
             f"output {shown(output.get('name'))}: {decibel(output.get('sqnr_integer_db'))} dB against float "
             f"(fake-quantized {decibel(output.get('sqnr_fake_quant_db'))} dB), "
-            f"agreement {shown(output.get('agreement'))}, on {samples} samples"
+            f"agreement {fraction(output.get('agreement'))}, on {samples} samples"
         )
         for output in rows(report, "accuracy", "outputs")
     ]
@@ -134,4 +160,91 @@ def ports(title: str, listed: Iterable[Mapping[str, object]]) -> Table:
     return table(
         (title, "shape", "type"),
         ((port.get("name"), shape(port.get("shape")), port.get("dtype")) for port in listed),
+    )
+
+
+def inspected(found: Mapping[str, object], *, every_slot: bool) -> list[RenderableType]:
+    """A model: its border, size, operators, what has no integer form and why."""
+    operators = found.get("operators")
+    counted = operators.items() if isinstance(operators, Mapping) else ()
+    refused, slots = rows(found, "unsupported"), rows(found, "slots")
+    parts: list[RenderableType] = [
+        ports("input", rows(found, "inputs")),
+        ports("output", rows(found, "outputs")),
+        Text(),
+        facts(
+            [
+                ("nodes", found.get("nodes")),
+                ("parameters", found.get("parameters")),
+                ("operators", ", ".join(f"{visible(str(op))} {n}" for op, n in counted)),
+                ("quantized tensors", len(slots)),
+            ]
+        ),
+    ]
+    if refused:
+        body = [(row.get("node"), row.get("operator"), row.get("reason")) for row in refused]
+        parts += [Text(), table(("no integer form: node", "operator", "reason"), body)]
+    elif every_slot:
+        body = [(row.get("tensor"), row.get("kind"), row.get("format")) for row in slots]
+        parts += [Text(), table(("tensor", "kind", "format"), body)]
+    parts += [Text(f"warning: {sentence}", "yellow") for sentence in texts(found, "warnings")]
+    return parts
+
+
+def verified(found: Verification, origin: str) -> RenderableType:
+    """The outcome of a verification in a line."""
+    origin = {"random": "random", "synthetic": "made-up"}.get(origin, "given")
+    return Text.assemble(
+        verdict_text("pass" if found.ok else "fail"),
+        f"  {found.samples:,} {origin} samples, {found.mismatches:,} elements differ; "
+        f"{found.intermediates:,} intermediate values compared; "
+        f"sanitizers {'found nothing' if found.sanitized else 'not run (--sanitize)'}",
+    )
+
+
+def evaluated(found: Mapping[str, object]) -> list[RenderableType]:
+    """Float against integer, one line for each output."""
+    origin = str(found.get("origin"))
+    return [
+        *_alarm(MADE_UP.get(origin) if found.get("marked") else None),
+        table(
+            ("output", "samples", "SQNR dB", "agreement", "metric", "float", "integer", "points"),
+            (
+                (
+                    row.get("name"),
+                    row.get("samples"),
+                    decibel(row.get("sqnr_db")),
+                    fraction(row.get("agreement")),
+                    row.get("metric"),
+                    fraction(row.get("float")),
+                    fraction(row.get("integer")),
+                    signed(row.get("delta_points")),
+                )
+                for row in rows(found, "outputs")
+            ),
+            numbers=("samples", "SQNR dB", "agreement", "float", "integer", "points"),
+        ),
+    ]
+
+
+def timed(timing: Timing) -> RenderableType:
+    """Time per inference."""
+    kind = "integers in, integers out" if timing.raw else "float in, float out"
+    return Text(
+        f"{duration(timing.cpu_ns)} of CPU time per inference ({duration(timing.wall_ns)} elapsed), {kind}"
+    )
+
+
+def examined(found: Sequence[tuple[str, Sequence[str]]]) -> RenderableType:
+    """What is missing for each target."""
+    return table(
+        ("target", "", "missing"),
+        (
+            (
+                name,
+                Text("ready", "green") if not lacks else Text("not ready", "yellow"),
+                "; ".join(lacks),
+            )
+            for name, lacks in found
+        ),
     )

@@ -6,8 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -24,7 +22,10 @@ WARNING = "warning: "
 
 
 class Terminal:
-    """One command's voice: a spinner on a terminal, plain lines elsewhere; `quiet` leaves the results and the errors."""
+    """One command's voice: a spinner on a terminal, plain lines elsewhere.
+
+    `quiet` leaves results, warnings and errors.
+    """
 
     def __init__(
         self, *, as_json: bool, verbose: bool, quiet: bool, color: bool, stage: str
@@ -95,13 +96,6 @@ class Terminal:
             return
         for part in parts:
             self._out.print(part, soft_wrap=isinstance(part, Text))
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Name what is being done while it is being done."""
-        self._stage = name
-        self.log(name)
-        yield
 
     def _rest(self) -> None:
         if self._status is not None:

@@ -53,6 +53,11 @@ def number(value: object, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def exact(value: object) -> str:
+    """A number with all its digits, as code needs it."""
+    return repr(value) if _is_number(value) else shown(value)
+
+
 def decibel(value: object) -> str:
     """A signal-to-noise ratio; `exact` where there is no noise at all."""
     if not _is_number(value) or value != value:
@@ -69,6 +74,21 @@ def percent(value: object, digits: int = 2) -> str:
     return f"{value:.{digits}f} %"
 
 
+def fraction(value: object) -> str:
+    """A share between 0 and 1, in percent."""
+    return percent(100 * value) if _is_number(value) else NOTHING
+
+
+def signed(value: object) -> str:
+    """A difference, with its sign."""
+    return f"{value:+.2f}" if _is_number(value) else NOTHING
+
+
+def duration(nanoseconds: float) -> str:
+    """A time, short: 812 ns, 18.2 us."""
+    return _scaled(nanoseconds, 1000, (" ns", " us", " ms", " s"))
+
+
 def amount(value: object) -> str:
     """A count, short: 812, 530.4 k, 3.87 G."""
     return _scaled(value, 1000, ("", " k", " M", " G", " T"))
@@ -80,10 +100,10 @@ def size(value: object) -> str:
 
 
 def shape(value: object) -> str:
-    """A shape as `N x 3 x 8 x 8`."""
+    """A shape as `N×3×8×8`."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return shown(value)
-    return " x ".join("N" if n is None else visible(str(n)) for n in value) or "scalar"
+    return "×".join("N" if n is None else visible(str(n)) for n in value) or "scalar"
 
 
 def _scaled(value: object, step: int, units: Sequence[str]) -> str:

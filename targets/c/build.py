@@ -35,20 +35,23 @@ C_FLAGS = ("-std=c99", "-O3")
 """How a model is compiled unless its user says otherwise; the emitted build files say the same."""
 
 SANITIZE = (
+    "-O1",
     "-g",
     "-fno-omit-frame-pointer",
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
 )
-"""Memory errors and undefined behaviour stop the program with a report."""
+"""Memory errors and undefined behaviour stop the program with a report. More than -O1 takes very long to compile."""
 
-TRAP = ("-fsanitize=undefined", "-fsanitize-trap=undefined")
+TRAP = ("-O1", "-fsanitize=undefined", "-fsanitize-trap=undefined")
 """Undefined behaviour stops the program where there is no run-time library to report it."""
 
 GET_CC = "install a C compiler: apt-get install gcc libc6-dev, or pip install 'qcompile[toolchain]'"
 GET_ZIG = "install the cross compiler: pip install 'qcompile[toolchain]'"
 GET_QEMU = "install the emulator: apt-get install qemu-user"
 
+# A compiler may be installed without its C library's headers and start-up files: Debian only recommends them.
+_NO_C_LIBRARY = re.compile(rb"fatal error: (stddef|stdint|string|unistd)\.h|cannot find (-l|S?crt)")
 _COMPILE_SECONDS = 900
 _RUN_SECONDS = 900
 _OUTPUTS_ID = 0xFFFFFFFF
@@ -204,9 +207,10 @@ class Build:
                 [*command, *map(str, inputs), "-o", str(scratch)], seconds=_COMPILE_SECONDS
             )
             if done.returncode:
-                raise QcompileError(
-                    f"{' '.join(self.toolchain.command)} cannot build {self.name}:\n{_first_lines(done.stderr)}"
-                )
+                said = f"{' '.join(self.toolchain.command)} cannot build {self.name}"
+                if _NO_C_LIBRARY.search(done.stderr):
+                    raise ToolchainMissing(f"{said}, because its C library is missing: {GET_CC}")
+                raise QcompileError(f"{said}:\n{_first_lines(done.stderr)}")
             scratch.replace(made)
         return made
 
@@ -237,9 +241,8 @@ class Build:
 
     @cached_property
     def library(self) -> Path:
-        """The model as a shared library."""
-        made = self.object("model.c", "-fPIC")
-        return self._make(".so", (*self.options, *self.toolchain.shared), [made])
+        """The model as a shared library; its objects must be position-independent."""
+        return self._make(".so", (*self.options, *self.toolchain.shared), [self.model])
 
     def number(self, macro: str) -> int:
         """The value of NAME_`macro` in model.h."""

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qcompile.errors import Unsupported
-from qcompile.ir import Array, Node, Rescale, Value
-from qcompile.ir import ops
+from qcompile.ir import Array, Node, Rescale, Value, ops
 
 from .nest import Nest, broadcast, parameter_strides, row_major
-from .text import c_int, c_type, minus
+from .text import at, c_int, c_type, minus
 
 ALIGN = 16
 """Alignment of the arena and of everything in it."""
@@ -79,10 +77,11 @@ class Scratch:
     @property
     def declarations(self) -> str:
         """C that names the regions of `scratch`."""
-        lines, at = [], 0
+        lines, offset = [], 0
         for name, kind, count in self.regions:
-            lines.append(f"{kind} *const {name} = ({kind} *)(void *)(scratch + {at});")
-            at += _bytes(kind, count)
+            where = at("scratch", str(offset))
+            lines.append(f"{kind} *const {name} = ({kind} *)(void *)({where});")
+            offset += _bytes(kind, count)
         return "\n".join(lines)
 
 
@@ -195,8 +194,15 @@ def _check(node: Node, allowed: range, *numbers: int) -> None:
 class Kernel(Protocol):
     """A way to compute some steps."""
 
-    name: str
-    includes: Sequence[str]
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        ...
+
+    @property
+    def includes(self) -> Sequence[str]:
+        """Headers its code needs."""
+        ...
 
     def matches(self, step: Step) -> bool:
         """Can it compute this step?"""
@@ -214,6 +220,10 @@ class Kernel(Protocol):
         """Operands each of whose elements is read before the result's element at the same place is written."""
         ...
 
+    def packed(self, step: Step) -> tuple[Value, ...]:
+        """Constant operands that it packs itself instead of reading them as they are."""
+        ...
+
     def body(self, layer: Layer) -> str:
         """The statements of the function."""
         ...
@@ -227,7 +237,7 @@ def aligned(step: Step, *values: Value) -> tuple[Value, ...]:
     )
 
 
-def constant(node: Node, operand: int) -> NDArray[np.generic]:
+def constant(node: Node, operand: int) -> Array:
     """A constant operand's array; Unsupported where it is no constant."""
     value = node.inputs[operand]
     if value.const is None:

@@ -43,14 +43,15 @@ def type_comment(kind: TensorType) -> str:
 
 
 class Names:
-    """File-scope identifiers, each given once."""
+    """Identifiers of one scope, each given once."""
 
-    def __init__(self, taken: Iterable[str]) -> None:
+    def __init__(self, taken: Iterable[str] = ()) -> None:
         self._taken = set(taken)
 
-    def fresh(self, text: str) -> str:
-        """An identifier like `text` that nothing else is called."""
-        stem = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:48]
+    def fresh(self, *parts: str) -> str:
+        """An identifier like the parts joined, whatever characters they hold, that nothing else is called."""
+        words = (re.sub(r"[^A-Za-z0-9]+", "_", part).strip("_")[:40] for part in parts)
+        stem = "_".join(word for word in words if word)
         name, count = stem, 1
         while name in self._taken:
             count += 1
@@ -75,15 +76,25 @@ def array(name: str, data: Array) -> str:
 
 
 def affine(terms: Iterable[tuple[str, int]], constant: int = 0) -> str:
-    """The sum of variable * factor and a constant; a variable may be the literal 0."""
-    parts = [v if k == 1 else f"{v} * {k}" for v, k in terms if k and v != "0"]
+    """The sum of variable * factor and a constant; a variable may be a literal."""
+    parts = []
+    for variable, factor in terms:
+        if variable.isdigit():
+            constant += int(variable) * factor
+        elif factor:
+            parts.append(variable if factor == 1 else f"{variable} * {factor}")
     if constant or not parts:
         parts.append(str(constant))
     return " + ".join(parts).replace("+ -", "- ")
 
 
+def at(pointer: str, index: str) -> str:
+    """Pointer arithmetic."""
+    return pointer if index == "0" else f"{pointer} + {index}"
+
+
 def minus(expression: str, zero: int) -> str:
-    """expression - zero."""
+    """Subtraction of a number."""
     if zero == 0:
         return expression
     return f"{expression} {'-' if zero > 0 else '+'} {abs(zero)}"
@@ -97,17 +108,15 @@ def layout(source: str) -> str:
         line = raw.strip()
         if not line and (not lines or not lines[-1] or lines[-1].endswith("{")):
             continue
-        closing = len(line) - len(line.lstrip("}"))
+        depth -= (closing := len(line) - len(line.lstrip("}")))
         if closing and lines and not lines[-1]:
             lines.pop()
-        indent = "    " * max(depth - closing, 0)
-        lines.append((indent if line and not line.startswith("#") else "") + _star(line))
-        depth += line.count("{") - line.count("}")
+        if line.startswith("*"):
+            line = " " + line
+        flush = not line or line.startswith("#")
+        lines.append(line if flush else "    " * depth + line)
+        depth += line.count("{") - line.count("}") + closing
     return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _star(line: str) -> str:
-    return " " + line if line.startswith("* ") or line == "*/" else line
 
 
 @lru_cache

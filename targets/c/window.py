@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcompile.errors import Unsupported
-from qcompile.ir import Node
+from qcompile.ir import Node, ops
 
+from .kernel import Step, strides
+from .nest import Nest, merged, named, row_major
 from .text import affine
 
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """One kernel position along an axis: the variable and expression of its input position, its index, its border checks."""
+    """One kernel position of an axis: variable and expression of its input position, index, border checks."""
 
     name: str
     position: str
@@ -23,7 +25,7 @@ class Tap:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One spatial axis: input, output and kernel extents, stride, first pad, dilation, and the names of its variables."""
+    """One spatial axis: input, output and kernel extents, stride, first pad, dilation; `letter` names its variables."""
 
     size: int
     out: int
@@ -91,7 +93,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows and columns of a window over [rows of the batch, height, width, channels]; one axis is a window of height 1."""
+    """A window over [rows of the batch, height, width, channels]; over one axis alone (`flat`), the height is 1."""
 
     batch: int
     channels: int
@@ -116,7 +118,7 @@ class Window:
         return affine([(n, self.y.size * line), (y, line), (x, self.channels), *more])
 
 
-def window(
+def _window(
     node: Node,
     kernel: Sequence[int],
     strides: Sequence[int],
@@ -137,3 +139,28 @@ def window(
     ]
     row = Axis(1, 1, 1, 1, 0, 1, "y")
     return Window(x[0], x[-1], axes[0] if rank == 2 else row, axes[-1], rank == 1)
+
+
+def window_of(node: Node) -> Window:
+    """The window of a Conv or a pooling."""
+    match node.op:
+        case ops.Conv(strides=strides, pads=pads, dilations=dilations):
+            return _window(node, node.inputs[1].type.shape[1:-1], strides, pads, dilations)
+        case ops.MaxPool(kernel=kernel, strides=strides, pads=pads, dilations=dilations):
+            return _window(node, kernel, strides, pads, dilations)
+        case ops.SumPool(kernel=kernel, strides=strides, pads=pads):
+            return _window(node, kernel, strides, pads, (1,) * len(kernel))
+        case _:
+            raise TypeError(f"{node.name} has no window")
+
+
+def pixels(step: Step, geometry: Window | None) -> Nest:
+    """Loops over the result's pixels; indices are those of channel `c`, and of the pixel's row for `x` of a MatMul."""
+    shape, operands = step.output.type.shape, strides(step)
+    if geometry is not None:
+        lead = named(shape[:-1], geometry.variables, {k: s[:-1] for k, s in operands.items()})
+    else:
+        operands["x"] = (*row_major(step.node.inputs[0].type.shape)[:-1], 0)
+        lead = merged(shape[:-1], {k: s[:-1] for k, s in operands.items()})
+    indices = {k: affine([(index, 1), ("c", operands[k][-1])]) for k, index in lead.at.items()}
+    return Nest(lead.loops, indices)

@@ -13,25 +13,27 @@ from qcompile.target import Codes, FloatCertificate, Lowered, Runner, Target
 
 from ..c import build, certify, emit
 
-# The compiler's flags for each cpu, as gcc and clang know it and as zig does.
+# Each cpu as gcc and clang know it, and as zig does.
 _CPUS: Mapping[str, tuple[str, str]] = {
     "generic": ("-march=x86-64", "-mcpu=x86_64"),
     "native": ("-march=native", "-mcpu=native"),
 }
+# Costs nothing on x86-64, and lets the model be linked into a shared library.
+_PIC = "-fPIC"
 
 
-def _flags(cpu: str) -> tuple[str, str]:
+def _cpu(cpu: str) -> tuple[str, str]:
     if cpu not in _CPUS:
         raise BadInput(f"x86 knows no cpu '{cpu}'; choose one of {', '.join(_CPUS)}")
     return _CPUS[cpu]
 
 
 def _toolchain(cpu: str) -> build.Toolchain:
-    for_cc, for_zig = _flags(cpu)
+    for_cc, for_zig = _cpu(cpu)
     if (cc := build.find("cc", "gcc", "clang")) is not None:
-        return build.Toolchain(cc, (for_cc,))
+        return build.Toolchain(cc, (for_cc, _PIC))
     if (zig := build.find_zig()) is not None:
-        return build.Toolchain((*zig, "-target", "x86_64-linux-gnu"), (for_zig,))
+        return build.Toolchain(zig, (for_zig, _PIC), shared=("-shared", "-nostdlib"))
     raise ToolchainMissing(f"x86 has no compiler here: {build.GET_CC}")
 
 
@@ -44,7 +46,7 @@ class X86:
 
     def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
         """Emit the program; pure."""
-        flags = _flags(cpu)[:1]
+        flags = (_cpu(cpu)[0], _PIC)
         model = emit.lower(graph, name=name, isa="portable", vectors=vectors)
         around = build.support_files(graph, name=name, family=self.name, flags=flags)
         return replace(model, files={**model.files, **around})

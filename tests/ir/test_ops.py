@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import product
 from typing import Any
@@ -39,10 +39,15 @@ from qcompile.ir import (
 )
 from qcompile.ir.arith import Acc, Val
 
-CASES = settings(deadline=None, derandomize=True, max_examples=60)
+CASES = settings(deadline=None, derandomize=True, max_examples=100)
 Draw = st.DrawFn
 Ints = tuple[int, ...]
 Rng = np.random.Generator
+Window = tuple[Ints, Ints, Ints, Ints, Ints]
+"""spatial, kernel, strides, pads, dilations"""
+Tap = tuple[Ints, Ints | None]
+Convolution = tuple[Window, Ints, int]
+"""window; groups, depth, width, rows; seed"""
 
 
 def onnxruntime_says(op: str, feeds: Sequence[NDArray[Any]], opset: int = 17, **attrs: Any) -> Any:
@@ -109,7 +114,9 @@ def check_rows(op: Op, batched: Sequence[Array], shared: Sequence[Array]) -> Non
 # --- windows ----------------------------------------------------------------------------------------------------
 
 
-def windows_of(spatial: Ints, kernel: Ints, strides: Ints, pads: Ints, dilations: Ints) -> Any:
+def windows_of(
+    spatial: Ints, kernel: Ints, strides: Ints, pads: Ints, dilations: Ints
+) -> Iterator[tuple[Ints, list[Tap]]]:
     """(output position, [(kernel position, input position or None in the border)]) by counting."""
     rank = len(spatial)
     extents = [
@@ -133,10 +140,13 @@ def extents_of(*window: Ints) -> Ints:
 
 
 @st.composite
-def windows(draw: Draw, ranks: Sequence[int] = (1, 2), dilate: bool = True) -> Any:
-    """spatial, kernel, strides, pads, dilations of a window that fits."""
+def windows(draw: Draw, ranks: Sequence[int] = (1, 2), dilate: bool = True) -> Window:
+    """A window that fits."""
     rank = draw(st.sampled_from(ranks))
-    row = lambda lo, hi: tuple(draw(st.integers(lo, hi)) for _ in range(rank))  # noqa: E731
+
+    def row(lo: int, hi: int) -> Ints:
+        return tuple(draw(st.integers(lo, hi)) for _ in range(rank))
+
     kernel, strides = row(1, 3), row(1, 3)
     dilations = row(1, 2) if dilate else (1,) * rank
     pads = (*row(0, 2), *row(0, 2))
@@ -148,17 +158,17 @@ def windows(draw: Draw, ranks: Sequence[int] = (1, 2), dilate: bool = True) -> A
 
 
 @st.composite
-def convolutions(draw: Draw) -> Any:
-    spatial, kernel, strides, pads, dilations = draw(windows())
+def convolutions(draw: Draw) -> Convolution:
+    window = draw(windows())
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     depth = draw(st.sampled_from([1, 1, 2, 3]))  # one with groups: depthwise
     width = draw(st.integers(1, 3))  # outputs of a group: the depth multiplier
     seed = draw(st.integers(0, 1 << 30))
     rows = draw(st.integers(1, 3))
-    return (spatial, kernel, strides, pads, dilations, groups, depth, width, rows), seed
+    return window, (groups, depth, width, rows), seed
 
 
-def naive_conv(x: Array, w: Array, b: Array, window: Any, groups: int, fill: int) -> Array:
+def naive_conv(x: Array, w: Array, b: Array, window: Window, groups: int, fill: int) -> Array:
     depth, width = w.shape[-1], len(w) // groups
     out = np.zeros((len(x), *extents_of(*window), len(w)), object)
     for n, o in product(range(len(x)), range(len(w))):
@@ -178,23 +188,25 @@ def naive_conv(x: Array, w: Array, b: Array, window: Any, groups: int, fill: int
     st.sampled_from([DType.I8, DType.U8, DType.I16, DType.I4]),
     st.sampled_from([DType.I8, DType.I4, DType.I2]),
 )
-def test_conv_is_the_sum_it_says(case: Any, xt: DType, wt: DType) -> None:
-    (spatial, kernel, strides, pads, dilations, groups, depth, width, rows), seed = case
+def test_conv_is_the_sum_it_says(case: Convolution, xt: DType, wt: DType) -> None:
+    (spatial, kernel, strides, pads, dilations), (groups, depth, width, rows), seed = case
     rng = np.random.default_rng(seed)
     fill = int(codes(rng, xt, (1,))[0])
     x = codes(rng, xt, (rows, *spatial, depth * groups))
     w = codes(rng, wt, (width * groups, *kernel, depth))
     b = rng.integers(-(1 << 24), 1 << 24, width * groups).astype(np.int32)
     op = Conv(strides, pads, dilations, groups, fill)
-    want = naive_conv(x, w, b, (spatial, kernel, strides, pads, dilations), groups, fill)
+    want = naive_conv(x, w, b, case[0], groups, fill)
     check(op, (x, w, b), (xt, wt, DType.I32), want)
     check_rows(op, [x], [w, b])
 
 
 @CASES
 @given(convolutions(), st.integers(-128, 127))
-def test_conv_with_the_zero_point_folded_is_onnxruntimes_conv_integer(case: Any, zero: int) -> None:
-    (spatial, kernel, strides, pads, dilations, groups, depth, width, rows), seed = case
+def test_conv_with_the_zero_point_folded_is_onnxruntimes_conv_integer(
+    case: Convolution, zero: int
+) -> None:
+    (spatial, kernel, strides, pads, dilations), (groups, depth, width, rows), seed = case
     rng = np.random.default_rng(seed)
     x = codes(rng, DType.I8, (rows, *spatial, depth * groups))
     w = codes(rng, DType.I8, (width * groups, *kernel, depth))
@@ -273,7 +285,7 @@ def test_matmul_is_onnxruntimes_matmul_integer(lead: list[int], k: int, o: int, 
 
 @CASES
 @given(windows(), st.sampled_from([DType.I8, DType.U8]), st.integers(0, 1 << 30))
-def test_maxpool_is_onnxruntimes(window: Any, dtype: DType, seed: int) -> None:
+def test_maxpool_is_onnxruntimes(window: Window, dtype: DType, seed: int) -> None:
     spatial, kernel, strides, pads, dilations = window
     assume(all(p < k for p, k in zip(pads, kernel * 2, strict=True)))  # onnxruntime's own limit
     assume(all(any(w is not None for _, w in taps) for _, taps in windows_of(*window)))
@@ -297,7 +309,7 @@ def test_maxpool_is_onnxruntimes(window: Any, dtype: DType, seed: int) -> None:
 @CASES
 @given(windows(), st.sampled_from([DType.I4, DType.I16, DType.I32]), st.integers(0, 1 << 30))
 def test_maxpool_refuses_empty_windows_and_takes_the_largest(
-    window: Any, dtype: DType, seed: int
+    window: Window, dtype: DType, seed: int
 ) -> None:
     spatial, kernel, strides, pads, dilations = window
     x = codes(np.random.default_rng(seed), dtype, (1, *spatial, 2))
@@ -317,7 +329,7 @@ def test_maxpool_refuses_empty_windows_and_takes_the_largest(
 @given(
     windows(dilate=False), st.sampled_from([DType.I8, DType.U8, DType.I16]), st.integers(0, 1 << 30)
 )
-def test_sumpool_counts_the_border_as_zero(window: Any, dtype: DType, seed: int) -> None:
+def test_sumpool_counts_the_border_as_zero(window: Window, dtype: DType, seed: int) -> None:
     spatial, kernel, strides, pads, _ = window
     rng = np.random.default_rng(seed)
     x, zero = codes(rng, dtype, (2, *spatial, 2)), int(codes(rng, dtype, (1,))[0])
@@ -333,8 +345,12 @@ def test_sumpool_counts_the_border_as_zero(window: Any, dtype: DType, seed: int)
 # --- element by element -----------------------------------------------------------------------------------------
 
 
+RescaleCase = tuple[Rescale, Ints, list[DType], list[Ints], int]
+"""operator; shape of the result; types and shapes of the values; seed"""
+
+
 @st.composite
-def rescales(draw: Draw) -> Any:
+def rescales(draw: Draw) -> RescaleCase:
     rank = draw(st.integers(1, 4))
     shape = tuple(draw(st.integers(1, 3)) for _ in range(rank))
     spatial = rank > 2 and draw(st.booleans())
@@ -365,7 +381,7 @@ def rescales(draw: Draw) -> Any:
 
 @CASES
 @given(rescales())
-def test_rescale_is_the_contract_element_by_element(case: Any) -> None:
+def test_rescale_is_the_contract_element_by_element(case: RescaleCase) -> None:
     op, shape, kinds, shapes, seed = case
     rng = np.random.default_rng(seed)
     accs = [rng.integers(-(1 << 28), 1 << 28, shape).astype(np.int32) for _ in op.accs]

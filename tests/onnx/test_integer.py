@@ -401,7 +401,7 @@ def check(case: Case) -> None:
             np.testing.assert_array_equal(got, want, err_msg=f"{name} at {level}")
 
 
-SEARCH = settings(deadline=None, derandomize=True, max_examples=25)
+SEARCH = settings(deadline=None, derandomize=True, max_examples=40)
 
 
 @pytest.mark.parametrize("make", OPS, ids=lambda f: f.__name__)

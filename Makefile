@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh Debian 12: `make demo` and `make test`.
+# Each installs what it needs first (`make tools`): a virtual environment in .venv, qcompile in it, the cross
+# compiler from PyPI, the emulators from Debian (with sudo unless you are root).
+
+PYTHON ?= python3
+VENV   ?= .venv
+ORT120 ?= .venv-ort120
+JOBS   ?= 2
+PY     := $(VENV)/bin/python
+SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+APT    := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+
+.PHONY: demo test lint tools debian clean
+
+demo: tools
+	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=arm -o demo/arm --force --strict
+	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=x86 -o demo/x86 --force --strict
+	$(VENV)/bin/qcompile verify demo/arm --data models/digits-dscnn/eval.toml --samples 64
+	$(VENV)/bin/qcompile eval demo/x86 --data models/digits-dscnn/eval.toml
+
+test: tools $(ORT120)/.ready
+	QCOMPILE_ORT120=$(abspath $(ORT120))/bin/python $(PY) -m pytest -n $(JOBS) --cov --cov-report=term:skip-covered $(ARGS)
+
+lint: tools
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+tools: debian $(VENV)/.ready
+
+debian:
+	@need=""; \
+	command -v cc >/dev/null || need="$$need gcc libc6-dev"; \
+	command -v qemu-aarch64 >/dev/null && command -v qemu-x86_64 >/dev/null || need="$$need qemu-user"; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || need="$$need python3-venv"; \
+	if [ -n "$$need" ]; then $(SUDO) apt-get update -qq && $(APT) $$need; fi
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -e '.[dev,toolchain]'
+	touch $@
+
+# integer.onnx has to be exact in the oldest onnxruntime it promises to run on
+$(ORT120)/.ready:
+	$(PYTHON) -m venv $(ORT120)
+	$(ORT120)/bin/python -m pip install --quiet --upgrade pip
+	$(ORT120)/bin/python -m pip install --quiet 'onnxruntime==1.20.1' 'numpy<2.3' 'onnx<1.20'
+	touch $@
+
+clean:
+	rm -rf demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

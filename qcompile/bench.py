@@ -1,0 +1,73 @@
+"""How long one inference of an emitted program takes here: its own `bench`, built and asked."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompile.artifact import load
+from qcompile.errors import BadInput, QcompileError, ToolchainMissing
+
+MACHINES = {"x86": ("x86_64", "amd64", "i686"), "arm": ("aarch64", "arm64")}
+ANSWER_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Nanoseconds per inference; `raw` without quantizing inputs and dequantizing outputs."""
+
+    wall_ns: float
+    cpu_ns: float
+    raw: bool
+
+
+def bench(folder: Path, *, milliseconds: int = 1000, raw: bool = False) -> Timing:
+    """Build `bench` in an output folder and run it for about so long; ToolchainMissing where that cannot be."""
+    target, here = load(folder).target.name, platform.machine().lower()
+    if here not in MACHINES.get(target, (here,)):
+        raise ToolchainMissing(
+            f"the program is for {target} and this machine is {here}: an emulator tells no times; "
+            f"copy {folder} to such a machine and run `make bench` and `./bench` there"
+        )
+    make = shutil.which("make")
+    if make is None:
+        raise ToolchainMissing("make is not installed; install make and a C compiler")
+    built = subprocess.run(
+        [make, "-C", str(folder), "bench"], capture_output=True, text=True, errors="replace"
+    )
+    if built.returncode:
+        raise ToolchainMissing(f"`make -C {folder} bench` failed: {_last(built.stderr)}")
+    return _ask([str((folder / "bench").resolve()), *(["raw"] if raw else [])], milliseconds, raw)
+
+
+def _ask(command: Sequence[str], milliseconds: int, raw: bool) -> Timing:
+    """Speak the protocol: `ready`, then milliseconds in, nanoseconds out."""
+    try:
+        done = subprocess.run(
+            command,
+            input=f"{milliseconds}\n0\n",
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_SECONDS + milliseconds / 1000,
+        )
+        ready, answer = done.stdout.split("\n")[:2]
+        wall, cpu = map(float, answer.split())
+    except subprocess.TimeoutExpired as e:
+        raise QcompileError(f"{command[0]} gave no answer in {e.timeout:.0f} s") from e
+    except OSError as e:
+        raise BadInput(f"{command[0]} does not run here: {e.strerror}") from e
+    except ValueError as e:
+        raise QcompileError(f"{command[0]} does not speak the bench protocol") from e
+    if ready != "ready" or done.returncode:
+        raise QcompileError(f"{command[0]} failed: {_last(done.stderr)}")
+    return Timing(wall, cpu, raw)
+
+
+def _last(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

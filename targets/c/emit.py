@@ -1,0 +1,350 @@
+"""The integer graph as one C99 program: steps, kernels, memory, files.
+
+The graph's accumulators and rescales must be proved (`qcompile.ir.proof`): the code trusts them to stay in 32 bits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from qcompile import memory
+from qcompile.errors import Unsupported
+from qcompile.ir import Array, Graph, Node, Port, Rescale, Reshape, TensorType, Value, arith, ops
+from qcompile.target import Codes, Layer, Lowered
+
+from . import kernel as k
+from .kernels import PORTABLE
+from .text import (
+    Names,
+    array,
+    at,
+    c_comment,
+    c_string,
+    c_type,
+    layout,
+    numbers,
+    render,
+    type_comment,
+)
+
+
+def lower(
+    graph: Graph,
+    *,
+    name: str,
+    isa: str,
+    vectors: Sequence[Codes],
+    kernels: Sequence[k.Kernel] = PORTABLE,
+) -> Lowered:
+    """Emit `name`_run and what it needs; `isa` says in the sources what the kernels were made for.
+
+    `vectors.h` holds the vectors and what the graph makes of them. Raises Unsupported naming the node.
+    """
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
+        raise ValueError(f"{name!r} is no C identifier")
+    return _Program(graph, name, isa, kernels).files(vectors)
+
+
+def fuse(graph: Graph) -> list[k.Step]:
+    """The graph's steps: an accumulator that one Rescale alone reads is rescaled where it is made.
+
+    A Rescale of several such accumulators takes the last; the others are stored.
+    """
+    outputs = {v for _, v in graph.outputs}
+    into: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Rescale):
+            for v in node.inputs[: len(node.op.accs)]:
+                alone = len(v.uses) == 1 and v not in outputs
+                if alone and v.producer is not None and _accumulates(v.producer):
+                    into[node] = v.producer
+    fused = set(into.values())
+    return [
+        k.Step(into[node], node) if node in into else k.Step(node)
+        for node in graph.nodes
+        if node not in fused and not isinstance(node.op, Reshape)
+    ]
+
+
+def _accumulates(node: Node) -> bool:
+    return isinstance(node.op, ops.Conv | ops.MatMul | ops.SumPool | ops.Mul)
+
+
+class _Program:
+    """One lowering: everything that the templates ask for."""
+
+    def __init__(self, graph: Graph, name: str, isa: str, kernels: Sequence[k.Kernel]) -> None:
+        self.graph, self.name, self.isa = graph, name, isa
+        self.names = Names([f"{name}_run", f"{name}_trace"])
+        self.arrays: dict[tuple[str, bytes], tuple[str, Array]] = {}
+        steps = fuse(graph)
+        chosen = {step: _cheapest(step, kernels) for step in steps}
+        self.claimed = self._claim_outputs()
+        sizes = {
+            step.output.name: step.output.type.bytes
+            for step in steps
+            if step.output not in self.claimed
+        }
+        tasks = [self._task(step, chosen[step]) for step in steps]
+        order = memory.order(tasks, sizes, k.ALIGN)
+        self.steps = [steps[i] for i in order]
+        self.kernels = [chosen[step] for step in self.steps]
+        self.plan = memory.plan([tasks[i] for i in order], sizes, k.ALIGN)
+        self.arena = max(self.plan.peak, k.ALIGN)
+        self.pointers = self._pointers()
+
+    def _claim_outputs(self) -> dict[Value, int]:
+        """Which made value is written straight to which output: the first that shows its bytes."""
+        claimed: dict[Value, int] = {}
+        for i, (_, v) in enumerate(self.graph.outputs):
+            root = _root(v)
+            if root.producer is not None:
+                claimed.setdefault(root, i)
+        return claimed
+
+    def _task(self, step: k.Step, kernel: k.Kernel) -> memory.Task:
+        roots = {v: _root(v) for v in step.reads}
+        reuse = [
+            roots[v].name
+            for v in kernel.reuses(step)
+            if sum(root is roots[v] for root in roots.values()) == 1
+        ]
+        return memory.Task(
+            tuple(dict.fromkeys(r.name for r in roots.values())),
+            step.output.name,
+            kernel.scratch(step).bytes,
+            tuple(dict.fromkeys(reuse)),
+        )
+
+    def _pointers(self) -> dict[Value, str]:
+        """What `run` calls the memory of inputs, outputs and arena buffers."""
+        names = Names(["memory", "arena"])
+        pointers = {v: f"input{i}" for i, (_, v) in reversed([*enumerate(self.graph.inputs)])}
+        pointers |= {v: f"output{i}" for v, i in self.claimed.items()}
+        for step in self.steps:
+            if step.output not in pointers:
+                pointers[step.output] = names.fresh("at", step.output.name)
+        return pointers
+
+    def _pointer(self, value: Value) -> str:
+        """The C expression for a value's first element in `run`."""
+        root = _root(value)
+        if root.const is not None:
+            return self._constant(root.const, root.name)
+        return self.pointers[root]
+
+    def _constant(self, data: Array, *name: str) -> str:
+        """The C array of these elements; equal arrays are one."""
+        data = np.ascontiguousarray(data)
+        found = (data.dtype.str, data.tobytes())
+        if found not in self.arrays:
+            self.arrays[found] = (self.names.fresh("layer", *name), data)
+        return self.arrays[found][0]
+
+    def _function(self, index: int) -> tuple[str, str]:
+        """Definition and call of one step's function."""
+        step, kernel = self.steps[index], self.kernels[index]
+        function = self.names.fresh("layer", step.name)
+        shared = self.plan.taken.get(step.output.name)
+        scratch = kernel.scratch(step)
+        operands: dict[Value, str] = {}
+        parameters: list[str] = []
+        arguments: list[str] = []
+        for v in step.reads:
+            root = _root(v)
+            if root.const is not None:
+                if v not in kernel.packed(step):
+                    operands[v] = self._constant(root.const, root.name)
+            elif root.name == shared:
+                operands[v] = "y"
+            else:
+                operands[v] = f"x{len(parameters) or ''}"
+                parameters.append(f"const {c_type(v.type.dtype)} *restrict {operands[v]}")
+                arguments.append(self._pointer(v))
+        layer = k.Layer(
+            step,
+            operands,
+            lambda role, data: self._constant(data, step.name, role),
+            scratch,
+        )
+        parameters.append(f"{c_type(step.output.type.dtype)} *restrict y")
+        arguments.append(self._pointer(step.output))
+        if scratch.regions:
+            parameters.append("unsigned char *restrict scratch")
+            arguments.append(at("memory", str(self.plan.scratch[index])))
+        body = kernel.body(layer)
+        definition = (
+            f"/* {self._comment(step, kernel, shared)} */\n"
+            f"static void {function}({', '.join(parameters)})\n{{\n{body}\n}}\n"
+        )
+        return definition, f"{function}({', '.join(arguments)});"
+
+    def _comment(self, step: k.Step, kernel: k.Kernel, shared: str | None) -> str:
+        node = step.node
+        parts = [type(node.op).__name__ + (" and Rescale" if step.rescale else "")]
+        reads = " and ".join(type_comment(v.type) for v in (*node.inputs[:2], *step.terms))
+        parts.append(f"of {reads} to {type_comment(step.output.type)}")
+        if step.macs:
+            parts.append(f"{step.macs} multiplications")
+        if shared:
+            parts.append("in place")
+        return f"{c_comment(step.name)}: {', '.join(parts)} ({kernel.name})"
+
+    def files(self, vectors: Sequence[Codes]) -> Lowered:
+        """Render everything."""
+        stored: dict[str, int] = {}
+        functions: list[str] = []
+        calls: list[str] = []
+
+        def trace(value: Value) -> None:
+            stored[value.name] = len(stored)
+            pointer, size = self._pointer(value), value.type.bytes
+            calls.append(f"STORED({stored[value.name]}, {pointer}, {size});")
+            for alias in (n.output for n, _ in value.uses if isinstance(n.op, Reshape)):
+                trace(alias)
+
+        for v in (*(v for _, v in self.graph.inputs), *self.graph.constants()):
+            for alias in (n.output for n, _ in v.uses if isinstance(n.op, Reshape)):
+                trace(alias)
+        for index, step in enumerate(self.steps):
+            definition, call = self._function(index)
+            functions.append(definition)
+            calls.append(call)
+            trace(step.output)
+        for i, (_, v) in enumerate(self.graph.outputs):
+            if self.claimed.get(_root(v)) != i:
+                calls.append(f"memcpy(output{i}, {self._pointer(v)}, {v.type.bytes});")
+        weight_bytes = sum(data.nbytes for _, data in self.arrays.values())
+        macs = sum(step.macs for step in self.steps)
+        fused = [step.node.output.name for step in self.steps if step.rescale is not None]
+        common = {
+            "name": self.name,
+            "NAME": self.name.upper(),
+            "isa": self.isa,
+            "inputs": [_port("INPUT", i, p, v) for i, (p, v) in enumerate(self.graph.inputs)],
+            "outputs": [_port("OUTPUT", i, p, v) for i, (p, v) in enumerate(self.graph.outputs)],
+            "signature": self._signature(),
+            "arena": self.arena,
+            "align": k.ALIGN,
+        }
+        files = {
+            "arith.h": render("arith.h.j2", constant=arith.LINE_CONSTANT, slope=arith.LINE_SLOPE),
+            "model.h": render("model.h.j2", **common),
+            "model.c": render(
+                "model.c.j2",
+                **common,
+                graph_name=c_comment(self.graph.name),
+                includes=list(dict.fromkeys(i for kernel in self.kernels for i in kernel.includes)),
+                functions=functions,
+                calls=calls,
+                pointers=[
+                    *(f"input{i}" for i in range(len(self.graph.inputs))),
+                    *(f"output{i}" for i in range(len(self.graph.outputs))),
+                    "arena",
+                ],
+                uses_memory=bool(self._arena_comment()),
+                homes=[
+                    f"{c_type(v.type.dtype)} *const {self.pointers[v]} ="
+                    f" ({c_type(v.type.dtype)} *)(void *)({at('memory', str(self.plan.offsets[v.name]))});"
+                    for v in (step.output for step in self.steps)
+                    if v not in self.claimed
+                ],
+                layout=self._arena_comment(),
+                macs=macs,
+                weight_bytes=weight_bytes,
+            ),
+            "weights.h": render(
+                "weights.h.j2",
+                **common,
+                arrays=[array(name, data) for name, data in self.arrays.values()],
+            ),
+            "vectors.h": render("vectors.h.j2", **common, **self._vectors(vectors)),
+        }
+        return Lowered(
+            files={path: layout(text).encode() for path, text in files.items()},
+            arena_bytes=self.arena,
+            weight_bytes=weight_bytes,
+            stored=stored,
+            fused=fused,
+            layers=[
+                Layer(step.name, kernel.name, step.macs, kernel.scratch(step).bytes)
+                for step, kernel in zip(self.steps, self.kernels, strict=True)
+            ],
+        )
+
+    def _signature(self) -> str:
+        ports = [
+            *(
+                f"const {c_type(v.type.dtype)} *input{i}"
+                for i, (_, v) in enumerate(self.graph.inputs)
+            ),
+            *(f"{c_type(v.type.dtype)} *output{i}" for i, (_, v) in enumerate(self.graph.outputs)),
+        ]
+        return f"int {self.name}_run({', '.join(ports)}, void *arena)"
+
+    def _arena_comment(self) -> list[tuple[int, int, str]]:
+        """(offset, bytes, what) of everything in the arena, in order of execution."""
+        rows = []
+        for step, kernel, scratch in zip(self.steps, self.kernels, self.plan.scratch, strict=True):
+            made = step.output
+            if made not in self.claimed:
+                rows.append((self.plan.offsets[made.name], made.type.bytes, c_comment(made.name)))
+            if size := kernel.scratch(step).bytes:
+                rows.append((scratch, size, f"scratch of {c_comment(step.name)}"))
+        return rows
+
+    def _vectors(self, vectors: Sequence[Codes]) -> Mapping[str, object]:
+        expected = [self.graph.run(v) for v in vectors]
+        rows = [(p.name, v.type, "input", vectors) for p, v in self.graph.inputs]
+        more = [(p.name, v.type, "output", expected) for p, v in self.graph.outputs]
+        tables = []
+        for ports in (rows, more):
+            for i, (port, kind, role, codes) in enumerate(ports):
+                data = [numbers(c[port]) for c in codes] or ["0"]
+                tables.append(
+                    {
+                        "type": c_type(kind.dtype),
+                        "name": f"{self.name}_vector_{role}_{i}",
+                        "size": kind.size,
+                        "rows": data,
+                    }
+                )
+        return {"count": len(vectors), "tables": tables}
+
+
+def _root(value: Value) -> Value:
+    """The value whose bytes these are: a Reshape moves nothing."""
+    while value.producer is not None and isinstance(value.producer.op, Reshape):
+        (value,) = value.producer.inputs
+    return value
+
+
+def _cheapest(step: k.Step, kernels: Sequence[k.Kernel]) -> k.Kernel:
+    able = [kernel for kernel in kernels if kernel.matches(step)]
+    if not able:
+        raise Unsupported(
+            f"{step.name}: no C kernel computes {type(step.node.op).__name__} of"
+            f" {', '.join(str(v.type) for v in step.node.inputs)}"
+        )
+    return min(able, key=lambda kernel: kernel.cost(step))
+
+
+def _port(role: str, at: int, port: Port, value: Value) -> Mapping[str, object]:
+    kind: TensorType = value.type
+    scale = f"{np.float32(port.scale):.9g}"
+    return {
+        "macro": f"{role}_{at}",
+        "name": c_string(port.name),
+        "type": c_type(kind.dtype),
+        "size": kind.size,
+        "bytes": kind.bytes,
+        "rank": len(kind.shape),
+        "shape": ", ".join(map(str, kind.shape)),
+        "scale": scale + ("f" if re.search(r"[.e]", scale) else ".0f"),
+        "zero": port.zero_point if port.zero_point >= 0 else f"({port.zero_point})",
+        "bits": kind.dtype.bits,
+        "signed": int(kind.dtype.signed),
+    }

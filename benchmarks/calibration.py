@@ -19,11 +19,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
+if TYPE_CHECKING:
+    import onnx_ir
+
+    from qcompile.passes.ranges import Method
+    from qcompile.plan import QuantPlan
+
+METHODS: tuple[Method, ...] = ("minmax", "moving-average", "percentile", "entropy", "mse")
 HISTOGRAMS = METHODS[2:]
 DISTINCT_IMAGES = 16
 
@@ -50,8 +57,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = str(Path(folder, "model.onnx"))
         ask(model=model, method="build", every=True, samples=0)
-        ratios: dict[tuple[str, bool], list[float]] = {case: [] for case in cases}
-        plain, peaks = [], {}
+        ratios: dict[tuple[Method, bool], list[float]] = {case: [] for case in cases}
+        plain: list[float] = []
+        peaks: dict[tuple[Method, bool], float] = {}
         for _ in range(options.rounds):
             floor = ask(model=model, method="plain", every=True, samples=options.samples)
             plain.append(floor["cpu"])
@@ -86,7 +94,7 @@ def ask(**case: str | bool | int) -> dict[str, float]:
     return answer
 
 
-def measure(model: str, method: str, every: bool, samples: int) -> dict[str, float]:
+def measure(model: str, method: Any, every: bool, samples: int) -> dict[str, float]:
     """Run one case in this process."""
     if method == "build":
         build(Path(model))
@@ -145,21 +153,21 @@ def peak_mib() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def slots(model):
+def slots(model: onnx_ir.Model) -> QuantPlan:
     """The places a compiler rounds at: the image, every activation and every weight."""
     from qcompile.formats import Int
     from qcompile.plan import Kind, QuantPlan, Slot
 
     plan = QuantPlan({"image": Slot("image", Kind.INPUT, Int(8))})
     for node in model.graph:
-        out = node.outputs[0].name
+        out = str(node.outputs[0].name)
         if node.op_type in ("Relu", "GlobalAveragePool") or out.endswith("_skip"):
             plan.slots[out] = Slot(out, Kind.ACTIVATION, Int(8))
         if node.op_type == "Gemm":
             plan.slots[out] = Slot(out, Kind.OUTPUT, Int(16))
-        if node.op_type in ("Conv", "Gemm"):
-            weight = node.inputs[1].name
-            plan.slots[weight] = Slot(weight, Kind.WEIGHT, Int(8, narrow=True), axis=0)
+        if node.op_type in ("Conv", "Gemm") and (weight := node.inputs[1]) is not None:
+            name = str(weight.name)
+            plan.slots[name] = Slot(name, Kind.WEIGHT, Int(8, narrow=True), axis=0)
     return plan
 
 
@@ -199,7 +207,7 @@ def build(path: Path) -> None:
         )
         return name
 
-    def node(kind: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 

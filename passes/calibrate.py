@@ -107,9 +107,9 @@ class Calibrate:
             for name in names
         }
         distinct = {
-            t: Distinct(plan.slots[t].format.levels)
-            for t in wanted
-            if plan.slots[t].kind is Kind.INPUT
+            tensor: Distinct(plan.slots[tensor].format.levels)
+            for tensor, names in wanted.items()
+            if plan.slots[tensor].kind is Kind.INPUT and names == (tensor,)
         }
         self._collect(model, statistics, distinct, context)
         for tensor, names in wanted.items():

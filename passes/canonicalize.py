@@ -246,10 +246,9 @@ def _to_reshape(node: ir.Node, editor: Editor) -> bool:
 
 def _clip(node: ir.Node, editor: Editor) -> bool:
     low, high = (floats(operand(node, i)) for i in (1, 2))
-    if (low is None and operand(node, 1) is not None) or (
-        high is None and operand(node, 2) is not None
-    ):
-        return False
+    for i, limit in ((1, low), (2, high)):
+        if operand(node, i) is not None and (limit is None or limit.size != 1):
+            return False
     big = float(np.finfo(np.float32).max)
     lo = -big if low is None else max(float(low.reshape(-1)[0]), -big)
     hi = big if high is None else min(float(high.reshape(-1)[0]), big)

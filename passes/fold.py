@@ -246,8 +246,10 @@ def _absorbed(a: Affine, consumer: ir.Node) -> tuple[Doubles, Doubles] | None:
 def fold_pad(node: ir.Node, editor: Editor) -> bool:
     """Rule 1."""
     pads = zero_pads(node)
+    if pads is None:
+        return False
     output, x = node.outputs[0], node.inputs[0]
-    if pads is None or x is None or output.is_graph_output() or not output.uses():
+    if x is None or output.is_graph_output() or not output.uses():
         return False
     rank = len(pads) // 2
     spatial = (*pads[2:rank], *pads[rank + 2 :])

@@ -58,6 +58,9 @@ class Histogram:
             np.multiply(piece, per_bin, out=scaled)
             np.floor(scaled, out=scaled)
             np.copyto(index, scaled, casting="unsafe")
+            if self.exponent > 0:
+                # The tiniest negative values vanish when scaled down; they belong below zero.
+                index -= (scaled == 0) & (piece < 0)
             index += self.bins
             self.counts += np.bincount(index, minlength=2 * self.bins)
             self.zeros += int(np.count_nonzero(piece == 0))

@@ -32,15 +32,17 @@ class Clamp:
     lo: float | None = None
     hi: float | None = None
 
-    def within(self, other: Clamp) -> Clamp:
+    def then(self, other: Clamp) -> Clamp:
         """This clamp, then the other."""
-        lo = (
-            self.lo if other.lo is None else other.lo if self.lo is None else max(self.lo, other.lo)
-        )
-        hi = (
-            self.hi if other.hi is None else other.hi if self.hi is None else min(self.hi, other.hi)
-        )
-        return Clamp(lo, hi)
+        lo, hi = other.of(self.lo), other.of(self.hi)
+        return Clamp(other.lo if lo is None else lo, other.hi if hi is None else hi)
+
+    def of(self, x: float | None) -> float | None:
+        """A number clamped; where the bounds cross, ONNX takes the upper one."""
+        if x is None:
+            return None
+        x = x if self.lo is None else max(x, self.lo)
+        return x if self.hi is None else min(x, self.hi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,11 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """An average over windows, as a sum and a factor."""
+    """An average over windows, or over all spatial axes where `window` is None, as a sum and a factor."""
 
     node: ir.Node
     x: ir.Value
+    window: Window | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +126,18 @@ class View:
     name: str
     node: ir.Node
     x: ir.Value
+    move: Move
     out: ir.Value
 
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A Concat."""
+    """A Concat along a float axis."""
 
     name: str
     node: ir.Node
     xs: tuple[ir.Value, ...]
+    axis: int
     out: ir.Value
 
 
@@ -188,25 +193,25 @@ class _Partition:
                 if initializer(a) is not None:
                     a, b = b, a
                 yield self.rescaled(name, (Product(node, a, b),), out)
-            case "", "AveragePool" | "GlobalAveragePool":
-                yield self.rescaled(name, (Pooled(node, _operand(node, 0)),), out)
+            case "", "AveragePool":
+                pooled = Pooled(node, _operand(node, 0), pooling(node))
+                yield self.rescaled(name, (pooled,), out)
+            case "", "GlobalAveragePool":
+                yield self.rescaled(name, (Pooled(node, _operand(node, 0), None),), out)
             case "", "Relu" | "Clip":
                 first = Operand(_operand(node, 0))
                 yield self.rescaled(name, (first,), out, _clamp(node))
             case "", "Softmax":
-                rank = len(out.shape.dims) if out.shape is not None else 0
-                axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
-                yield SoftmaxLayer(name, _operand(node, 0), axis % rank, out)
-            case "", "MaxPool" | "Reshape" | "Transpose" | "Slice" | "Pad":
+                yield SoftmaxLayer(name, _operand(node, 0), _axis(node), out)
+            case "", "MaxPool" | "Reshape" | "Transpose" | "Slice" | "Pad" | "Identity":
                 if len(node.outputs) > 1 and node.outputs[1].uses():
                     raise Unsupported(
                         f"{name}: the indices of a {node.op_type} have no integer form here; drop that output"
                     )
-                yield View(name, node, _operand(node, 0), out)
+                yield View(name, node, _operand(node, 0), move(node), out)
             case "", "Concat":
-                yield Join(
-                    name, node, tuple(_operand(node, i) for i in range(len(node.inputs))), out
-                )
+                xs = tuple(_operand(node, i) for i in range(len(node.inputs)))
+                yield Join(name, node, xs, _axis(node), out)
             case ("", op) if op in TABLES:
                 yield Table(name, node, _operand(node, 0), out)
             case "qcompile", _:
@@ -282,7 +287,7 @@ class _Partition:
             and not user.domain
             and user.op_type in ("Relu", "Clip")
         ):
-            bounds = bounds.within(_clamp(user))
+            bounds = bounds.then(_clamp(user))
             self.absorbed.add(user)
             out = user.outputs[0]
         return Rescaled(name, terms, bounds, out)

@@ -61,7 +61,7 @@ def _percentile(statistics: Statistics, cut: float) -> Range:
         upto = np.cumsum(counts)
         bin_ = min(int(np.searchsorted(upto, q * total)), len(counts) - 1)
         inside = 1.0 - (upto[bin_] - q * total) / max(counts[bin_], 1.0)
-        return float(left[bin_] + inside * (right[bin_] - left[bin_]))
+        return float((1.0 - inside) * left[bin_] + inside * right[bin_])
 
     lo, hi = quantile(cut), quantile(1.0 - cut)
     return max(lo, statistics.lo), min(hi, statistics.hi)

@@ -87,7 +87,7 @@ Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Every stage, and tracebacks."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results, warnings and errors only.")]
 NoColor = Annotated[
     bool,
     typer.Option("--no-color", help="No colours; NO_COLOR does the same."),

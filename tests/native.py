@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from qcompile.ir import Array, Graph
@@ -56,7 +57,9 @@ def check(
     graphs: Sequence[Graph],
     folder: Path,
     *,
-    compiler: Sequence[str] = ("gcc", *WARNINGS, *SANITIZED),
+    compiler: Sequence[str] = ("gcc", *SANITIZED),
+    warnings: Sequence[str] = WARNINGS,
+    link: Sequence[str] = (),
     kernels: Sequence[Kernel] = PORTABLE,
     host: str = "host_posix.c",
     emulator: Sequence[str] = (),
@@ -78,11 +81,21 @@ def check(
     for name in ("host.h", host):
         (folder / name).write_bytes((HERE / name).read_bytes())
     (folder / "main.c").write_text("".join(main))
-    traces = [f"-DCASE{at}_TRACE" for at in range(len(graphs))]
-    models = [str(folder / f"case{at}" / "model.c") for at in range(len(graphs))]
-    command = [*compiler, *traces, *models, "main.c", host, "-o", "program"]
-    built = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr[:4000]
+    def build(*arguments: str) -> None:
+        command = [*compiler, *arguments]
+        built = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr[:4000]
+
+    def compile_case(at: int) -> str:
+        n = f"case{at}"
+        build(*warnings, f"-D{n.upper()}_TRACE", "-c", f"{n}/model.c", "-o", f"{n}.o")
+        return f"{n}.o"
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_case, range(len(graphs))))
+    for source in ("main.c", host):
+        build("-c", source, "-o", f"{source}.o")
+    build(*objects, "main.c.o", f"{host}.o", *link, "-o", "program")
     ran = subprocess.run(
         [*emulator, str(folder / "program")],
         cwd=folder, capture_output=True, check=False, env={"ASAN_OPTIONS": "detect_leaks=0"},
@@ -102,7 +115,8 @@ def _case(graph: Graph, n: str, at: int) -> str:
         out, size = f"{n}_output{i}", f"{n.upper()}_OUTPUT_{i}_BYTES"
         outputs.append(f"static {kind} {out}[{n.upper()}_OUTPUT_{i}_SIZE];")
         compare.append(f"frame({at}, {_OUTPUT + i}u, {out}, {size});")
-        compare.append(f"if (memcmp({out}, {n}_vector_output_{i}[v], {size}) != 0) return 1;")
+        compare.append(f"for (uint32_t i = 0; i < {n.upper()}_OUTPUT_{i}_SIZE; ++i)")
+        compare.append(f"if ({out}[i] != {n}_vector_output_{i}[v][i]) return 1;")
         arguments.append(out)
     return _CASE.format(
         n=n, N=n.upper(), at=at, outputs="\n".join(outputs), compare="\n".join(compare),

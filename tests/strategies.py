@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qcompile.ir import Array, DType, Graph, Port, TensorType, Value, ops
 from qcompile.ir.arith import Acc, Val
-from qcompile.ir.proof import accumulator_bound, prove_rescale
+from qcompile.ir.proof import code_range, prove, prove_rescale
 
 Draw = Callable[[st.SearchStrategy], object]
 
@@ -21,7 +21,6 @@ BYTES = (DType.I8, DType.I8, DType.I8, DType.U8, DType.I4, DType.I2, DType.I7)
 NARROW = (*BYTES, DType.I16, DType.I16)
 ANY = (*NARROW, DType.I32)
 WEIGHTS = (DType.I8, DType.I8, DType.I4, DType.I2)
-ACCUMULATING = (ops.Conv, ops.MatMul, ops.SumPool, ops.Mul)
 LIMIT = 1 << 31
 
 
@@ -179,19 +178,24 @@ class Maker:
         b = self.bias(x.type.dtype, w.constant, fill)
         return self.add(ops.Conv(strides, pads, dilations, groups, fill), x, w, b)
 
-    def matmul(self) -> Value:
-        """On any rank."""
-        x = self.tensor(NARROW, (2, 4), most=self.one([6, 40]))
+    def matmul(self, shape: tuple[int, ...] | None = None) -> Value:
+        """On any rank; of a wanted result shape where one is given."""
         dtype = self.one(WEIGHTS)
-        w = self.const(dtype, (self.int(1, 20), x.type.shape[-1]), dtype.lo, dtype.hi)
+        if shape is None:
+            x, outputs = self.tensor(NARROW, (2, 4), most=self.one([6, 40])), self.int(1, 20)
+        else:
+            x, outputs = self.operand(NARROW, (*shape[:-1], self.int(1, 5))), shape[-1]
+        w = self.const(dtype, (outputs, x.type.shape[-1]), dtype.lo, dtype.hi)
         return self.add(ops.MatMul(), x, w, self.bias(x.type.dtype, w.constant, 0))
 
     def mul(self) -> Value:
         """Broadcast either way."""
         x = self.tensor(BYTES, (1, 5), most=5)
         y = self.operand(BYTES, self.broadcastable(x.type.shape))
+        if self.flag():
+            x, y = y, x
         zeros = (self.edge(v.type.dtype.lo, v.type.dtype.hi) for v in (x, y))
-        return self.add(ops.Mul(*zeros), *((x, y) if self.flag() else (y, x)))
+        return self.add(ops.Mul(*zeros), x, y)
 
     def sumpool(self) -> Value:
         """With and without a border."""
@@ -215,9 +219,10 @@ class Maker:
         return self.add(ops.MaxPool(kernel, strides, pads, dilations), x)
 
     def accumulator(self) -> Value:
-        """Made here, or an input."""
-        if self.int(0, 4) == 0:
-            return self.tensor((DType.I32,), (2, 4))
+        """One at hand that is known to stay above the lowest int32, or a new one."""
+        fit = [v for v in self.values if v.type.dtype is DType.I32 and _reach(v) < LIMIT]
+        if fit and self.int(0, 2) == 0:
+            return self.one(fit)
         return self.one([self.conv, self.matmul, self.mul, self.sumpool])()
 
     def rescale(self) -> Value:
@@ -225,8 +230,8 @@ class Maker:
         accs: list[Value] = []
         if self.int(0, 3):
             accs.append(self.accumulator())
-            if self.int(0, 3) == 0:
-                accs.append(self.operand((DType.I32,), accs[0].type.shape))
+            if len(accs[0].type.shape) > 1 and self.int(0, 3) == 0:
+                accs.append(self.matmul(accs[0].type.shape))
             shape = accs[0].type.shape
         else:
             shape = self.tensor(NARROW, (2, 4)).type.shape
@@ -251,8 +256,7 @@ class Maker:
         budget = LIMIT - 8 - (1 << (max(f) - 1))
         acc_terms = []
         for v in accs:
-            known = v.producer is not None and isinstance(v.producer.op, ACCUMULATING)
-            bound = max(1, int(accumulator_bound(v.producer).max())) if known else LIMIT
+            bound = max(1, _reach(v))
             room = max(0, 31 - bound.bit_length())
             m = row(1 << 30, LIMIT - 1 if len(accs) == 1 else (1 << 30) + (1 << 28))
             shift = row(max(0, room - self.int(0, 6)), room)
@@ -271,9 +275,8 @@ class Maker:
         zero = self.edge(max(out.lo, -(1 << 30)), min(out.hi, 1 << 30))
         op = ops.Rescale(tuple(acc_terms), tuple(val_terms), f, zero, lo, hi, out, spatial)
         v = self.add(op, *accs, *vals)
-        if all(a.producer and isinstance(a.producer.op, ACCUMULATING) for a in accs):
-            assert v.producer is not None
-            prove_rescale(v.producer)
+        assert v.producer is not None
+        prove_rescale(v.producer)
         return v
 
     def lut(self) -> Value:
@@ -331,9 +334,15 @@ class Maker:
         return self.add(ops.Reshape((-1 if self.flag() else left, *shape)), x)
 
     def transpose(self) -> Value:
-        """Any permutation."""
+        """Any permutation of the axes after the first."""
         x = self.tensor(ANY, (2, 5))
-        return self.add(ops.Transpose(tuple(self.draw(st.permutations(range(len(x.type.shape)))))), x)
+        axes = self.draw(st.permutations(range(1, len(x.type.shape))))
+        return self.add(ops.Transpose((0, *axes)), x)
+
+
+def _reach(value: Value) -> int:
+    lo, hi = code_range(value)
+    return max(-lo, hi)
 
 
 OPERATORS = (
@@ -350,6 +359,7 @@ def singles(draw: Draw, operator: str) -> Graph:
     v = getattr(maker, operator)()
     maker.graph.add_output(Port("output", 0.25, 0), v)
     maker.graph.verify()
+    prove(maker.graph)
     return maker.graph
 
 
@@ -366,4 +376,5 @@ def graphs(draw: Draw, most: int = 8) -> Graph:
     for i, v in enumerate(chosen):
         maker.graph.add_output(Port(f"output {i}", 0.5, 0), v)
     maker.graph.verify()
+    prove(maker.graph)
     return maker.graph

@@ -84,7 +84,7 @@ class _Exporter:
     def name(self, v: Value) -> str:
         if v not in self.names:
             if v.const is None:
-                self.names[v] = _fresh(v.name, self.value_names)
+                self.names[v] = fresh_name(v.name, self.value_names)
             else:
                 self.names[v] = self.constant(v.const, v.name)
         return self.names[v]
@@ -93,8 +93,8 @@ class _Exporter:
         """The initializer that holds `array`; equal arrays are stored once."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.stored:
-            name = self.stored[key] = _fresh(hint, self.value_names)
-            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            name = self.stored[key] = fresh_name(hint, self.value_names)
+            self.initializers.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return self.stored[key]
 
     def row(self, entries: Iterable[int], hint: str) -> str:
@@ -120,7 +120,7 @@ class _Exporter:
         attributes: Mapping[str, _Attribute],
     ) -> None:
         node = helper.make_node(
-            op_type, inputs, [output], name=_fresh(name, self.node_names), domain=domain
+            op_type, inputs, [output], name=fresh_name(name, self.node_names), domain=domain
         )
         node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
         self.nodes.append(node)
@@ -245,7 +245,8 @@ def _meaning(ports: Sequence[tuple[Port, Value]]) -> str:
     )
 
 
-def _fresh(hint: str, taken: set[str]) -> str:
+def fresh_name(hint: str, taken: set[str]) -> str:
+    """Return a name like `hint` that is not taken, and take it."""
     name, count = hint or "unnamed", 1
     while name in taken:
         count += 1

@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 
 from qcompile.errors import BadInput
 from qcompile.formats import Int
+from qcompile.onnx.integer import fresh_name
 from qcompile.plan import Quantizer, QuantPlan
 
 _WIDEST = 16
@@ -32,7 +33,19 @@ def export(model: ir.Model, plan: QuantPlan) -> onnx.ModelProto:
     """
     proto = ir.to_proto(model)
     _Exporter(proto.graph, plan).rewrite()
+    _drop_dilations(proto.graph)
     return proto
+
+
+def _drop_dilations(graph: onnx.GraphProto) -> None:
+    """Leave out the dilations of an AveragePool that has none; onnxruntime's integer kernel knows no such attribute."""
+    for node in graph.node:
+        if not node.domain and node.op_type == "AveragePool":
+            kept = [
+                a for a in node.attribute if a.name != "dilations" or any(d != 1 for d in a.ints)
+            ]
+            del node.attribute[:]
+            node.attribute.extend(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +99,18 @@ class _Exporter:
         self.graph.initializer.extend(t for t in self.constants.values() if t.name in read)
 
     def fresh(self, hint: str) -> str:
-        return _fresh(hint, self.taken)
+        return fresh_name(hint, self.taken)
 
     def constant(self, array: NDArray[np.generic], hint: str) -> str:
         name = self.fresh(hint)
-        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self.constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def emit(
         self, op_type: str, inputs: Sequence[str], output: str, **attributes: int | None
     ) -> None:
         """Append a node; attributes that are None are left out."""
-        name = _fresh(f"{output}.{op_type}", self.node_names)
+        name = fresh_name(f"{output}.{op_type}", self.node_names)
         node = helper.make_node(op_type, inputs, [output], name=name)
         given = {k: v for k, v in attributes.items() if v is not None}
         node.attribute.extend(helper.make_attribute(k, v) for k, v in given.items())
@@ -187,15 +200,6 @@ def _roundings(plan: QuantPlan, tensors: set[str]) -> dict[str, tuple[str, Quant
             if q.format.bits <= _WIDEST:
                 found[name] = (owner, plan.quantizers.get(name, q))
     return found
-
-
-def _fresh(hint: str, taken: set[str]) -> str:
-    name, count = hint, 1
-    while name in taken:
-        count += 1
-        name = f"{hint}.{count}"
-    taken.add(name)
-    return name
 
 
 def _storage(fmt: Int) -> np.dtype[np.signedinteger | np.unsignedinteger]:

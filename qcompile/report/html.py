@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 
-from jinja2 import ChainableUndefined, Environment, Undefined
+from jinja2 import ChainableUndefined, Environment, Template, Undefined
 
 from qcompile.report import wording
 from qcompile.report.verdict import made_up, on_target, rows, verdicts
 
 FULL_BAR_DB = 60.0
+_FILTERS = (
+    wording.amount, wording.decibel, wording.exact, wording.fraction,
+    wording.number, wording.percent, wording.shape, wording.size,
+)  # fmt: skip
 
 
 def render(report: Mapping[str, object]) -> str:
     """The page for a report; whatever the report lacks is shown as a dash."""
-    page = resources.files("qcompile.report").joinpath("report.html.j2").read_text("utf-8")
-    return (
-        _environment()
-        .from_string(page)
-        .render(
-            r=report,
-            verdicts=verdicts(report),
-            made_up=made_up(report),
-            layers=[
-                {**layer, "on_target": on_target(report, layer)} for layer in rows(report, "layers")
-            ],
-        )
+    layers = [{**layer, "on_target": on_target(report, layer)} for layer in rows(report, "layers")]
+    return _template().render(
+        r=report, verdicts=verdicts(report), made_up=made_up(report), layers=layers
     )
 
 
-def _environment() -> Environment:
+@cache
+def _template() -> Template:
     environment = Environment(
         autoescape=True,
         undefined=ChainableUndefined,
@@ -40,20 +37,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in (
-        "amount",
-        "decibel",
-        "exact",
-        "fraction",
-        "number",
-        "percent",
-        "shape",
-        "shown",
-        "size",
-    ):
-        environment.filters[name] = getattr(wording, name)
+    for shown in _FILTERS:
+        environment.filters[shown.__name__] = shown
     environment.filters["bar"] = _bar
-    return environment
+    page = resources.files("qcompile.report").joinpath("report.html.j2")
+    return environment.from_string(page.read_text("utf-8"))
 
 
 def _finalize(value: object) -> object:

@@ -55,20 +55,17 @@ class Terminal:
 
     def log(self, line: str) -> None:
         """Tell what is happening; warnings stay on the screen, other lines only with -v or without a terminal."""
-        if self.quiet:
-            return
         line = one_line(line)
         if line.startswith(WARNING):
             self.warn(line.removeprefix(WARNING))
-        elif self._status is None or self.verbose:
-            self._err.print(
-                Text(f"{time.monotonic() - self._started:7.1f} s  {line}", "dim"), soft_wrap=True
-            )
+        elif self.verbose or not (self.quiet or self._status):
+            since = time.monotonic() - self._started
+            self._err.print(Text(f"{since:7.1f} s  {line}", "dim"), soft_wrap=True)
         if self._status is not None:
             self._status.update(Text(f"{self._stage}: {line}"))
 
     def warn(self, sentence: str) -> None:
-        """Say a warning on standard error, however quiet the command is."""
+        """Say a warning, however quiet the command is."""
         self._err.print(
             Text(WARNING, "bold yellow").append(one_line(sentence), "not bold default"),
             soft_wrap=True,

@@ -84,9 +84,14 @@ def on_target(report: Report, layer: Mapping[str, object]) -> str:
         return "not run"
     if layer.get("name") == at(report, "verification", "first", "layer"):
         return "differs"
-    if layer.get("tensor") in texts(report, "fused"):
+    if count(report, "verification", "mismatches"):
+        return "unknown"
+    stored, tensor = at(report, "stored"), layer.get("tensor")
+    if not isinstance(stored, Mapping) or tensor not in stored:
         return "fused"
-    return "identical" if not count(report, "verification", "mismatches") else "unknown"
+    traced = count(report, "verification", "intermediates") > 0
+    ends = any(output.get("name") == tensor for output in rows(report, "outputs"))
+    return "identical" if traced or ends else "not traced"
 
 
 def mismatch(report: Report) -> str | None:
@@ -105,14 +110,15 @@ def mismatch(report: Report) -> str | None:
 def _integer_only(report: Report) -> Verdict:
     claim = "integer only"
     floats = texts(report, "float_operators")
-    operators = sum(len(texts(row, "operators")) for row in rows(report, "coverage"))
+    covered = [
+        operators for row in rows(report, "coverage") if (operators := texts(row, "operators"))
+    ]
     if floats:
         return Verdict(claim, "fail", f"{len(floats)} operators stay float: {', '.join(floats)}")
     return Verdict(
         claim,
         "pass",
-        f"all {operators} float operators became integer arithmetic in "
-        f"{len(rows(report, 'coverage'))} layers",
+        f"all {sum(map(len, covered))} float operators became integer arithmetic in {len(covered)} layers",
     )
 
 

@@ -11,7 +11,7 @@ from qcompile.errors import BadInput, ToolchainMissing
 from qcompile.ir import Graph
 from qcompile.target import Codes, FloatCertificate, Lowered, Runner, Target
 
-from ..c import build, certify, emit
+from ..c import build, certify, emit, run
 from . import dotprod
 
 # Which cpus have the dot product instructions. The first is the default: plain armv8-a, which runs everywhere.
@@ -103,7 +103,7 @@ class Arm:
             replace(toolchain, emulator=(*emulator, "-cpu", cpu) if emulator else ()),
             build.TRAP if sanitize else (),
         )
-        return build.Program(built, graph, stored)
+        return run.Program(built, graph, stored)
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
         """Build the model's object and look for floating point in it."""

@@ -231,7 +231,7 @@ class _Program:
             "align": k.ALIGN,
         }
         files = {
-            "arith.h": render("arith.h.j2", constant=arith.LINE_CONSTANT, slope=arith.LINE_SLOPE),
+            "arith.h": render("arith.h.j2", constant=arith.LINE_CONSTANT, slope=arith.LINE_SLOPE, steps=arith.NEWTON_STEPS),
             "model.h": render("model.h.j2", **common),
             "model.c": render(
                 "model.c.j2",

@@ -49,7 +49,7 @@ def named(
 
 
 def merged(
-    shape: Sequence[int], operands: Mapping[str, Sequence[int]], variables: str = "ijklmnpq"
+    shape: Sequence[int], operands: Mapping[str, Sequence[int]], variables: str = "ijpqrsuv"
 ) -> Nest:
     """The fewest loops: neighbouring axes become one wherever every operand runs through both evenly."""
     extents: list[int] = []

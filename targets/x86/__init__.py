@@ -11,7 +11,7 @@ from qcompile.errors import BadInput, ToolchainMissing
 from qcompile.ir import Graph
 from qcompile.target import Codes, FloatCertificate, Lowered, Runner, Target
 
-from ..c import build, certify, emit
+from ..c import build, certify, emit, run
 
 # Each cpu as gcc and clang know it, and as zig does.
 _CPUS: Mapping[str, tuple[str, str]] = {
@@ -63,12 +63,12 @@ class X86:
             return self.lower(graph, name=name, cpu=cpu, vectors=()).stored
 
         if not sanitize:
-            return build.Library(build.Build(folder, name, toolchain), graph, stored)
+            return run.Library(build.Build(folder, name, toolchain), graph, stored)
         if "ziglang" in toolchain.command:
             raise ToolchainMissing(
                 "the sanitizers need gcc or clang: apt-get install gcc libc6-dev"
             )
-        return build.Program(build.Build(folder, name, toolchain, build.SANITIZE), graph, stored)
+        return run.Program(build.Build(folder, name, toolchain, build.SANITIZE), graph, stored)
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
         """Build the model's object and look for floating point in it."""

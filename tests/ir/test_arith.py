@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from qcompile.ir.arith import (
     F_MAX,
     F_MIN,
-    VALUE_ERROR,
     Acc,
     AccOperand,
     Fit,
@@ -137,9 +136,21 @@ def test_fitted_constants_keep_the_contract(data: st.DataObject) -> None:
     vals = data.draw(st.lists(value_operands(), min_size=0 if accs else 1, max_size=2))
     bits = data.draw(st.sampled_from([8, 16, 24]))
     try:
-        fit = fit_rescale(accs, vals, bits=bits)
+        check_contract(accs, vals, bits)
     except NoRoom:
         assume(False)
+
+
+def test_the_rounding_constant_counts_in_the_sum() -> None:
+    """At f = 23 the products alone are below 2**31, with half a step added they are not."""
+    scale = Fraction(2557, 10 * 255)
+    assert 255 * round(scale * 2**23) < INT32 <= 255 * round(scale * 2**23) + 2**22
+    assert check_contract([], [ValOperand(scale, 0, 0, 255)], 24).f == (22,)
+
+
+def check_contract(accs: Sequence[AccOperand], vals: Sequence[ValOperand], bits: int) -> Fit:
+    """Every promise of the chosen constants, at the corners of the operands."""
+    fit = fit_rescale(accs, vals, bits=bits)
     width = max([1, *(max(len(a.scale), len(a.bound)) for a in accs)])
     assert [v.zero_point for v in fit.vals] == [v.zero_point for v in vals]
     worst = Fraction(0)
@@ -159,7 +170,7 @@ def test_fitted_constants_keep_the_contract(data: st.DataObject) -> None:
         for v, operand in zip(fit.vals, vals, strict=True):
             off = abs(Fraction(at(v.multiplier, c), 1 << f) - operand.scale)
             worst = max(worst, off / operand.scale)
-            assert off * operand.reach <= VALUE_ERROR
+            assert off * operand.reach <= Fraction(1, 32)
             slack += off * operand.reach
         corners = product(
             *((-at(a.bound, c), -min(1, at(a.bound, c)), 0, at(a.bound, c)) for a in accs),
@@ -174,6 +185,7 @@ def test_fitted_constants_keep_the_contract(data: st.DataObject) -> None:
             exact += sum((x - v.zero_point) * v.scale for x, v in zip(xs, vals, strict=True))
             assert abs(y - exact) <= slack
     assert fit.multiplier_error == worst
+    return fit
 
 
 def something_fits(accs: Sequence[AccOperand], vals: Sequence[ValOperand], bits: int) -> bool:
@@ -246,7 +258,7 @@ def test_power_of_two_constants_are_powers_of_two(
         nearest = power if operand.scale < power * Fraction(3, 2) else power * 2
         for c in range(max(len(fit.f), len(v.multiplier))):
             n, f = at(v.multiplier, c), at(fit.f, c)
-            assert abs(Fraction(n, 1 << f) - nearest) * operand.reach <= VALUE_ERROR
+            assert abs(Fraction(n, 1 << f) - nearest) * operand.reach <= Fraction(1, 32)
             assert n & (n - 1) == 0
 
 
@@ -254,8 +266,8 @@ def test_power_of_two_constants_are_powers_of_two(
 
 
 def spell_out(acc: int, m: int, p: int, f: int, z: int, lo: int, hi: int) -> int:
-    t = acc * 2**p * m // 2**32
-    return min(max((t + 2 ** (f - 1)) // 2**f + z, lo), hi)
+    t = (acc * m << p) // (1 << 32)
+    return min(max((t + (1 << f - 1)) // (1 << f) + z, lo), hi)
 
 
 EXTREMES = [0, 1, -1, 2, -2, INT32 - 1, -INT32 + 1, 1 << 30, -(1 << 30), (1 << 24) + 1]

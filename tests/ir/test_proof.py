@@ -75,7 +75,7 @@ def test_code_range_follows_clamps_and_tables() -> None:
     table = constant(graph, np.arange(256) % 50 - 20, I8)
     assert code_range(graph.add(Lut(), y, table, name="l")) == (-20, 29)
     assert code_range(constant(graph, np.array([4, 9]), I8)) == (0, 9)
-    ones = constant(graph, np.ones(256), I32)
+    ones = constant(graph, np.ones(256, np.int64), I32)
     assert code_range(graph.add(Softmax(20, I16), y, ones, name="e")) == (-32768, 32767)
 
 
@@ -350,7 +350,7 @@ def test_positions_are_not_channels_even_where_there_are_as_many() -> None:
     graph = Graph("positions")
     x = source(graph, I8, 1, 2, 2, 1)
     w = constant(graph, np.array([1, 1, 1, 127]).reshape(4, 1, 1, 1), I8)
-    b = constant(graph, np.zeros(4), I32)
+    b = constant(graph, np.zeros(4, np.int64), I32)
     acc = graph.add(Conv((1, 1), (0,) * 4, (1, 1)), x, w, b, name="acc")
     op = Rescale((Acc((1 << 30,), (18, 5, 5, 5)),), (), (9,), 0, -128, 127, I8, spatial=True)
     made = graph.add(op, acc, name="y")
@@ -363,7 +363,11 @@ def test_channels_may_differ_in_nothing_but_the_first_shift() -> None:
     graph = Graph("shifts")
     w = constant(graph, np.array([[1], [100]]), I8)
     acc = graph.add(
-        MatMul(), source(graph, I8, 1, 1), w, constant(graph, np.zeros(2), I32), name="acc"
+        MatMul(),
+        source(graph, I8, 1, 1),
+        w,
+        constant(graph, np.zeros(2, np.int64), I32),
+        name="acc",
     )
     op = Rescale((Acc((1 << 30,), (9, 2)),), (), (1,), 0, -128, 127, I8)
     made = graph.add(op, acc, name="y")
@@ -375,7 +379,7 @@ def test_an_accumulator_may_be_moved_before_it_is_rescaled() -> None:
     graph = Graph("moved")
     x = source(graph, I8, 1, 2)
     w = constant(graph, np.array([[100, 100], [1, 1]]), I8)
-    acc = graph.add(MatMul(), x, w, constant(graph, np.zeros(2), I32), name="acc")
+    acc = graph.add(MatMul(), x, w, constant(graph, np.zeros(2, np.int64), I32), name="acc")
     turned = graph.add(Reshape((-1, 2, 1)), acc, name="turned")
     made = graph.add(Rescale((Acc((1 << 30,)),), (), (1,), 0, -128, 127, I8), turned, name="y")
     assert made.producer is not None

@@ -10,33 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.errors import BadInput
-from qcompile.ir import (
-    Array,
-    Concat,
-    Conv,
-    DType,
-    Graph,
-    Lut,
-    MatMul,
-    MaxPool,
-    Mul,
-    Op,
-    Pad,
-    Port,
-    Rescale,
-    Reshape,
-    Slice,
-    Softmax,
-    SumPool,
-    TensorType,
-    Transpose,
-    Value,
-)
-from qcompile.ir.arith import Acc, Val
-from qcompile.ir.ops import OPS
+from qcompile.ir import DType, Graph, Lut, Mul, Port, TensorType
 from qcompile.ir.text import constants, digest, dump, parse
+from tests.strategies import OPERATORS, feeds, graphs, singles
 
-I8, U8, I16, I32 = DType.I8, DType.U8, DType.I16, DType.I32
+I8 = DType.I8
 
 HOSTILE = [
     '*/ #include "x"',
@@ -64,93 +42,28 @@ HOSTILE = [
 NAMES = st.sampled_from(HOSTILE) | st.text(max_size=12) | st.sampled_from(["x", "y", "x.2", "a/b"])
 
 
-class Builder:
-    """Grows a random graph from [1, 4, 4, 2] int8 inputs, with every operator somewhere."""
-
-    def __init__(self, draw: st.DrawFn) -> None:
-        self.draw = draw
-        self.graph = Graph(draw(NAMES), draw(st.booleans()))
-        self.rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
-
-    def name(self) -> str:
-        return self.draw(NAMES)
-
-    def constant(self, dtype: DType, *shape: int) -> Value:
-        array = self.rng.integers(dtype.lo // 2, dtype.hi // 2 + 1, shape).astype(dtype.numpy)
-        return self.graph.constant(array, TensorType(dtype, shape), self.name())
-
-    def port(self) -> Port:
-        used = {p.name for p, _ in (*self.graph.inputs, *self.graph.outputs)}
-        name = self.draw(NAMES.filter(lambda n: n not in used))
-        scale = self.draw(st.floats(1e-30, 1e30))
-        return Port(name, scale, self.draw(st.integers(-128, 127)))
-
-    def codes(self, acc: Value) -> Value:
-        channels = acc.type.shape[-1]
-        m = tuple(int(m) for m in self.rng.integers(1 << 30, 1 << 31, channels))
-        op = Rescale((Acc(m, (1,)),), (), (12,), -3, -128, 127, I8)
-        return self.graph.add(op, acc, name=self.name(), layer=self.name())
-
-    def step(self, x: Value) -> Value:
-        """One more operator, and back to int8 [1, 4, 4, 2]."""
-        add, choice = self.graph.add, self.draw(st.sampled_from(OPS))
-        name, layer = self.name(), self.name()
-
-        def put(op: Op, *ins: Value) -> Value:
-            return add(op, *ins, name=name, layer=layer)
-
-        def move(op: Op, y: Value) -> Value:
-            return add(op, y, name=self.name())
-
-        if choice is Conv:
-            w = self.constant(self.draw(st.sampled_from([I8, DType.I4])), 2, 3, 3, 1)
-            y = put(Conv((1, 1), (1, 1, 1, 1), (1, 1), 2, -5), x, w, self.constant(I32, 2))
-            return self.codes(y)
-        if choice is MatMul:
-            return self.codes(put(MatMul(), x, self.constant(I8, 2, 2), self.constant(I32, 2)))
-        if choice is Rescale:
-            op = Rescale((), (Val((7, -9), 1), Val((3,))), (4, 5), 0, -9, 9, I8)
-            return put(op, x, self.constant(I16, 1, 1, 1, 2))
-        if choice is Mul:
-            return self.codes(put(Mul(1, -2), x, x))
-        if choice is Lut:
-            return put(Lut(), x, self.constant(I8, 256))
-        if choice is MaxPool:
-            return put(MaxPool((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), x)
-        if choice is SumPool:
-            return self.codes(put(SumPool((2, 2), (1, 1), (0, 0, 1, 1), -4), x))
-        if choice is Softmax:
-            table = self.graph.constant(
-                (1 << 20) >> np.minimum(np.arange(256, dtype=np.int32), 20),
-                TensorType(I32, (256,)),
-                self.name(),
-            )
-            return put(Softmax(20, I8), x, table)
-        if choice is Concat:
-            return move(Slice((0, 0, 0), (4, 4, 2), (1, 1, 1)), put(Concat(2), x, x))
-        if choice is Slice:
-            return move(Pad((0, 0, 0, 2, 2, 0), 8), put(Slice((0, 1, 0), (2, 4, 2), (1, 2, 1)), x))
-        if choice is Pad:
-            return move(Slice((1, 0, 0), (5, 4, 2), (1, 1, 1)), put(Pad((1, 0, 0, 0, 0, 0), -7), x))
-        if choice is Reshape:
-            return move(Reshape((-1, 4, 4, 2)), put(Reshape((-1, 32)), x))
-        return move(Transpose((0, 2, 3, 1)), put(Transpose((0, 3, 1, 2)), x))
-
-
 @st.composite
-def graphs(draw: st.DrawFn) -> Graph:
-    b = Builder(draw)
-    values = [
-        b.graph.add_input(b.port(), TensorType(I8, (1, 4, 4, 2)))
-        for _ in range(draw(st.integers(1, 2)))
-    ]
-    for _ in range(draw(st.integers(0, 6))):
-        values.append(b.step(draw(st.sampled_from(values))))
-    for _ in range(draw(st.integers(1, 2))):
-        b.graph.add_output(b.port(), draw(st.sampled_from(values)))
-    if draw(st.booleans()):
-        b.graph.add_output(b.port(), b.constant(I8, 1, draw(st.sampled_from([3, 40]))))
-    return b.graph
+def renamed(draw: st.DrawFn) -> Graph:
+    """A random graph whose values, layers and ports have hostile names."""
+    graph = draw(graphs(most=5))
+    graph.name = draw(NAMES)
+    taken: set[str] = set()
+
+    def fresh() -> str:
+        name = draw(NAMES)
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        return name
+
+    for v in (*graph.values(), *graph.constants()):
+        v.name = fresh()
+    for node in graph.nodes:
+        node.name = draw(NAMES)
+    scale, zero = st.floats(1e-30, 1e30), st.integers(-128, 127)
+    graph.inputs = [(Port(fresh(), draw(scale), draw(zero)), v) for _, v in graph.inputs]
+    graph.outputs = [(Port(fresh(), draw(scale), draw(zero)), v) for _, v in graph.outputs]
+    return graph
 
 
 def structure(graph: Graph) -> object:
@@ -168,26 +81,35 @@ def structure(graph: Graph) -> object:
     )
 
 
-@settings(deadline=None, derandomize=True, max_examples=120)
-@given(graphs())
-def test_reading_what_was_written_gives_the_graph_again(graph: Graph) -> None:
-    graph.verify()
+def check_round_trip(graph: Graph) -> None:
     text = str(graph)
     again = parse(text, constants(graph))
-    again.verify()
     assert structure(again) == structure(graph)
     assert dump(again) == text
     assert text.isascii()
-    assert len(text.splitlines()) == 1 + len(graph.inputs) + len(graph.outputs) + len(
-        graph.nodes
-    ) + len(list(graph.constants()))
-    feeds: dict[str, Array] = {
-        port.name: np.random.default_rng(0).integers(-128, 128, v.type.shape).astype(np.int8)
-        for port, v in graph.inputs
-    }
-    got, want = again.run(feeds), graph.run(feeds)
-    assert list(got) == list(want)
-    assert all(np.array_equal(got[name], want[name]) for name in want)
+    for codes in feeds(graph, 0, count=2):
+        got, want = again.run(codes), graph.run(codes)
+        assert list(got) == list(want)
+        assert all(np.array_equal(got[name], want[name]) for name in want)
+
+
+@settings(deadline=None, derandomize=True, max_examples=80)
+@given(renamed())
+def test_reading_what_was_written_gives_the_graph_again(graph: Graph) -> None:
+    graph.verify()
+    check_round_trip(graph)
+    ports, constants_ = [*graph.inputs, *graph.outputs], list(graph.constants())
+    assert len(str(graph).splitlines()) == 1 + len(ports) + len(constants_) + len(graph.nodes)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_with_any_attributes_comes_back(operator: str) -> None:
+    @settings(deadline=None, derandomize=True, max_examples=10)
+    @given(singles(operator))
+    def check(graph: Graph) -> None:
+        check_round_trip(graph)
+
+    check()
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)

@@ -64,7 +64,7 @@ class Workbench:
     ) -> ir.Model:
         """The model after the passes, once its outputs equal those of the original."""
         data = original if isinstance(original, bytes) else original.SerializeToString()
-        model = frontend.load(data)
+        model = frontend.load(data, isolated=False)
         for p in passes:
             p(model, QuantPlan(), Context())
             again = p(model, QuantPlan(), Context())

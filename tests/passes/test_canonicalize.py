@@ -160,7 +160,7 @@ def test_a_pool_that_runtimes_disagree_about_stays(bench: Bench) -> None:
     )
     for node, size in ((beyond, 5), (counted, 6)):
         original = bench.model([node], {"x": ["N", 2, size]})
-        model = frontend.load(original.SerializeToString())
+        model = frontend.load(original.SerializeToString(), isolated=False)
         assert not Canonicalize()(model, QuantPlan(), Context())
         assert model.graph[0].attributes["ceil_mode"].as_int() == 1
 
@@ -336,7 +336,9 @@ def test_weights_that_are_no_numbers_are_refused(bench: Bench, poison: float) ->
     weights = f32(4, 3, 3, 3)
     weights[1, 2, 0, 0] = poison
     node = make_node("Conv", ["x", "w"], ["y"], name="first")
-    model = frontend.load(bench.model([node], IMAGE, {"w": weights}).SerializeToString())
+    model = frontend.load(
+        bench.model([node], IMAGE, {"w": weights}).SerializeToString(), isolated=False
+    )
     with pytest.raises(BadInput, match="'first'"):
         Canonicalize()(model, QuantPlan(), Context())
 
@@ -344,6 +346,6 @@ def test_weights_that_are_no_numbers_are_refused(bench: Bench, poison: float) ->
 def test_a_variance_below_zero_is_refused(bench: Bench) -> None:
     node = make_node("BatchNormalization", ["x", "gamma", "beta", "mean", "var"], ["y"], name="bn")
     weights = {**norm(3), "var": np.float32([1, -1, 1])}
-    model = frontend.load(bench.model([node], IMAGE, weights).SerializeToString())
+    model = frontend.load(bench.model([node], IMAGE, weights).SerializeToString(), isolated=False)
     with pytest.raises(BadInput, match="'bn'"):
         Canonicalize()(model, QuantPlan(), Context())

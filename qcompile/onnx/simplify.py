@@ -1,0 +1,238 @@
+"""Simplifying a model with the ONNX libraries: check, inline, convert, infer shapes, fold constants.
+
+Their C++ code is not proof against hostile files (shape inference of several operators can be made to abort the
+process), so the front door runs this module in a process of its own. Their Python errors are of every class there is:
+whatever they stumble over, the file is at fault.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+import numpy as np
+import onnx
+import onnx.checker
+import onnx.helper
+import onnx.inliner
+import onnx.shape_inference
+import onnx.version_converter
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript import optimizer
+
+from qcompile.errors import BadInput, QcompileError, Unsupported
+from qcompile.onnx.edit import Editor, constant, dims, operand, reshape_target, static
+from qcompile.onnx.reader import MAX_NODES
+
+OPSET = 21
+"""Every graph after the front door is of this ONNX opset."""
+
+IR_VERSION = 10
+"""The newest file version that all supported onnxruntime releases read."""
+
+MAX_FOLDED_ELEMENTS = 2**27
+"""How many elements all folded constants of a model may have together."""
+
+# Operators whose value on constants costs time and memory proportional to input plus output.
+_FOLDABLE = frozenset(
+    """Abs Add And BitShift Cast CastLike Ceil Clip Concat ConstantOfShape Cos DepthToSpace Div Equal Erf
+    Exp Expand Flatten Floor Gather GatherElements GatherND Greater GreaterOrEqual Identity Less LessOrEqual
+    Log Max Min Mod Mul Neg Not Or Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    Relu Reshape Round ScatterND Shape Sigmoid Sign Sin Size Slice SpaceToDepth Sqrt Squeeze Sub Sum Tanh
+    Tile Transpose Trilu Unsqueeze Where Xor""".split()
+)
+
+
+def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with one opset, known shapes, no functions, and nothing left to fold."""
+    outputs = [v.type.tensor_type for v in proto.graph.output if v.type.HasField("tensor_type")]
+    for output in outputs:
+        # The checker wants a shape, whatever it is; runtimes do not.
+        output.shape.SetInParent()
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as e:
+        raise BadInput(f"the model is not valid ONNX: {_one_line(e)}") from e
+    # What the file says about inner shapes may be stale; inference says it again.
+    del proto.graph.value_info[:]
+    for output in outputs:
+        output.ClearField("shape")
+    proto = _convert(_infer(_inline(proto)))
+    model = ir.from_proto(_infer(proto))
+    model.ir_version = IR_VERSION
+    try:
+        _simplify(model)
+    except QcompileError:
+        raise
+    except Exception as e:
+        raise BadInput(f"the model cannot be simplified: {_one_line(e)}") from e
+    _check_result(model.graph)
+    return ir.to_proto(model)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _inline(proto: onnx.ModelProto) -> onnx.ModelProto:
+    if not proto.functions:
+        return proto
+    try:
+        return onnx.inliner.inline_local_functions(proto, convert_version=True)
+    except Exception as e:
+        raise BadInput(f"the functions of the model cannot be expanded: {_one_line(e)}") from e
+
+
+def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(
+            proto, check_type=True, strict_mode=True, data_prop=True
+        )
+    except Exception as e:
+        raise BadInput(f"the shapes or types of the model do not fit: {_one_line(e)}") from e
+
+
+def _convert(proto: onnx.ModelProto) -> onnx.ModelProto:
+    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), OPSET)
+    if version == OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, OPSET)
+    except Exception as e:
+        raise Unsupported(
+            f"the model is of opset {version} and cannot be converted to {OPSET}: {_one_line(e)};"
+            f" export it with opset {OPSET}"
+        ) from e
+
+
+def _simplify(model: ir.Model) -> None:
+    folded = 0
+
+    def should_fold(node: ir.Node) -> bool:
+        nonlocal folded
+        if node.domain or node.op_type not in _FOLDABLE or len(node.outputs) != 1:
+            return False
+        shape = dims(node.outputs[0])
+        size = None if shape is None else static(shape)
+        if size is None or folded + math.prod(size) > MAX_FOLDED_ELEMENTS:
+            return False
+        folded += math.prod(size)
+        return True
+
+    constants = ir.passes.Sequential(
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+    )
+    tidy = ir.passes.Sequential(
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+    )
+    constants(model)
+    # Folding settles shapes, which lets more be folded; three rounds settle what exporters write.
+    for _ in range(3):
+        with np.errstate(all="ignore"):
+            optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=should_fold)
+        constants(model)
+        _reinfer(model)
+        changed = _settle_reshapes(model.graph)
+        tidy(model)
+        if not changed:
+            break
+    common.NameFixPass()(model)
+
+
+def _reinfer(model: ir.Model) -> None:
+    """Infer the shapes again, without copying the weights around."""
+    proto = ir.to_proto(model)
+    small = [t for t in proto.graph.initializer if math.prod(t.dims) <= 64]
+    for tensor in proto.graph.initializer:
+        if math.prod(tensor.dims) > 64:
+            proto.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(small)
+    del proto.graph.value_info[:]
+    graph = _infer(proto).graph
+    types = {v.name: v.type for v in (*graph.value_info, *graph.output)}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in types:
+                value.type = ir.serde.deserialize_type_proto_for_type(types[value.name])
+                value.shape = ir.serde.deserialize_type_proto_for_shape(types[value.name])
+
+
+def _settle_reshapes(graph: ir.Graph) -> bool:
+    """Reshapes whose shape is computed from shapes get it as a constant."""
+    editor, changed = Editor(graph), False
+    for node in graph:
+        if node.op_type != "Reshape" or constant(operand(node, 1)) is not None:
+            continue
+        source, target = node.inputs[0], node.outputs[0]
+        assert source is not None
+        shape = reshape_target(source, target)
+        if shape is None:
+            continue
+        node.replace_input_with(1, editor.const(np.array(shape, np.int64), f"{node.name}_shape"))
+        node.attributes.pop("allowzero", None)
+        changed = True
+    return changed
+
+
+def _check_result(graph: ir.Graph) -> None:
+    if len(graph) > MAX_NODES:
+        raise BadInput(f"the model has {len(graph)} nodes; more than {MAX_NODES} are not read")
+    for node in graph:
+        if any(
+            a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+            for a in node.attributes.values()
+        ):
+            raise Unsupported(
+                f"node {node.name!r} ({node.op_type}) branches or loops at run time; only straight"
+                " graphs are compiled"
+            )
+        if _trains(node):
+            raise Unsupported(
+                f"node {node.name!r} ({node.op_type}) is in training mode; export the model for"
+                " inference, in PyTorch after model.eval()"
+            )
+        for value in node.outputs:
+            if not value.name and not value.uses():
+                continue
+            shape = dims(value)
+            if shape is not None and any(isinstance(d, int) and d < 1 for d in shape):
+                raise BadInput(
+                    f"node {node.name!r} ({node.op_type}) makes {value.name!r} empty ({value.shape});"
+                    " no dimension can be less than 1"
+                )
+            if shape is None or static(shape[1:]) is None:
+                raise Unsupported(
+                    f"the shape of {value.name!r}, made by node {node.name!r} ({node.op_type}), is only"
+                    f" known at run time ({value.shape}); fix the batch with --input-dim NAME=VALUE"
+                    " or export the model with fixed shapes"
+                )
+
+
+def _trains(node: ir.Node) -> bool:
+    if node.op_type == "BatchNormalization":
+        return bool(node.attributes.get_int("training_mode", 0))
+    # Without a mode, or with a constant False, Dropout was an Identity and is gone.
+    return node.op_type == "Dropout"
+
+
+def main() -> None:
+    """Simplify the model on standard input; the exit code and what is written tell the outcome."""
+    # Libraries may print; only the answer goes where the parent reads.
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        proto = onnx.load_model_from_string(sys.stdin.buffer.read())
+        result, code = simplify(proto).SerializeToString(), 0
+    except QcompileError as e:
+        result, code = str(e).encode(), e.exit_code
+    with answer:
+        answer.write(result)
+    sys.exit(code)

@@ -1,0 +1,379 @@
+"""report.html and the wording shared with the terminal: everything is shown, nothing a model says is obeyed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qcompile import driver
+from qcompile.errors import ToolchainMissing
+from qcompile.options import Options
+from qcompile.report import html, wording
+from qcompile.report.verdict import made_up, on_target, verdicts
+from qcompile.targets.x86 import X86
+
+DOCS = Path(__file__).parent.parent / "docs" / "report.md"
+HOSTILE = """*/ #include "x" <script>alert('1')</script> &amp; {{ 7919 * 6007 }} [red]x[/red]"""
+VOID = {"meta", "br"}
+OPTIONAL = {"tr", "td", "th", "li", "p", "dt", "dd"}
+
+
+def sample() -> dict[str, Any]:
+    """A report in which every documented field has a value of its own."""
+    return {
+        "version": 1,
+        "qcompile": "0.1.0",
+        "model": {"name": "digits", "file": "digits.onnx", "sha256": "ab" * 32, "opset": 21, "nodes": 16,
+                  "parameters": 19562, "macs": 533824},
+        "target": {"name": "arm", "cpu": "cortex-a53", "summary": "C99 for AArch64"},
+        "recipe": {"name": "default", "summary": "the usual", "options": {"calibrate": {"method": "mse"}}},
+        "inputs": [{"name": "image", "shape": [1, 1, 8, 8], "dtype": "int8", "scale": 0.0625, "zero_point": -128,
+                    "layout": "model"}],
+        "outputs": [{"name": "logits", "shape": [1, 10], "dtype": "int16", "scale": 0.00015725176490377635,
+                     "zero_point": -8656, "layout": "model"}],
+        "data": {"origin": "files", "marked": False, "samples": 256, "digest": "cd" * 32},
+        "warnings": ["input 'image' is 0 in every sample"],
+        "coverage": [{"layer": "stem", "operators": ["Conv", "Relu"], "integer": ["Conv", "Rescale"],
+                      "kernel": "dot", "fused": True}],
+        "float_operators": ["Einsum"],
+        "layers": [
+            {"name": "stem", "tensor": "relu_0", "kernel": "dot", "bits": 8, "shape": [1, 8, 8, 16], "scale": 0.011,
+             "zero_point": -127, "macs": 9216, "sqnr_fake_quant_db": 41.5, "sqnr_integer_db": 40.9,
+             "clipped_percent": 0.25, "multiplier_error": 1.2e-05},
+            {"name": "classify", "tensor": "logits", "kernel": None, "bits": 16, "shape": [1, 10], "scale": 0.0002,
+             "zero_point": 3, "macs": 320, "sqnr_fake_quant_db": 37.2, "sqnr_integer_db": None,
+             "clipped_percent": None, "multiplier_error": None},
+        ],
+        "accuracy": {"samples": 64, "outputs": [{"name": "logits", "sqnr_fake_quant_db": 37.4,
+                                                 "sqnr_integer_db": 36.8, "agreement": 0.984375}]},
+        "memory": {"arena_bytes": 4864, "weight_bytes": 20906},
+        "certificates": {
+            "accumulators": [{"layer": "stem", "bound": 117774, "bits": 18}],
+            "no_float": {"checked": True, "instructions": 3335, "findings": ["fadd s0, s1, s2"], "reason": "odd"},
+            "rescale": {"largest_multiplier_error": 1.21e-05, "layer": "relu_0"},
+        },
+        "verification": {
+            "checked": True, "reason": "none", "samples": 32, "mismatches": 3, "intermediates": 11, "sanitized": True,
+            "sanitizers": "address", "onnx": {"samples": 31, "mismatches": 2},
+            "first": {"layer": "stem", "value": "relu_0:acc", "row": 5, "index": [0, 1, 2, 3], "expected": 40,
+                      "got": 41},
+        },
+        "fused": ["relu_0:acc"],
+        "stored": {"relu_0": 1, "logits": 2},
+    }  # fmt: skip
+
+
+# Tables whose keys are names of the model or of passes: documented as a whole.
+OPEN_TABLES = {"stored", "recipe.options"}
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, list[str | int]]]:
+    """Documented path and place of every value; a list of numbers counts as one value."""
+    if path in OPEN_TABLES or not isinstance(value, dict | list):
+        yield path, []
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            for name, place in leaves(inner, f"{path}.{key}" if path else key):
+                yield name, [key, *place]
+    elif all(isinstance(v, int | float) for v in value) and value:
+        yield path, []
+    else:
+        for i, inner in enumerate(value):
+            for name, place in leaves(inner, f"{path}[]"):
+                yield name, [i, *place]
+
+
+def documented() -> set[str]:
+    return set(re.findall(r"^\| `([\w.\[\]]+)` \|", DOCS.read_text(), re.M)) - {
+        "verification.first"
+    }
+
+
+def changed(value: Any) -> Any:
+    match value:
+        case None:
+            return 12.5
+        case bool():
+            return not value
+        case int() | float():
+            return 2 * value + 1
+        case str():
+            return value + "?"
+        case list():
+            return [v + 7 for v in value]
+        case dict():
+            return {f"{key}?": inner for key, inner in value.items()}
+        case _:
+            raise AssertionError(value)
+
+
+def test_the_sample_has_every_documented_field_and_no_other() -> None:
+    assert {path for path, _ in leaves(sample())} == documented()
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [pytest.param(*leaf, id="-".join(map(str, leaf[1]))) for leaf in leaves(sample())],
+)
+def test_every_field_is_on_the_page(path: str, place: Sequence[str | int]) -> None:
+    before, after = sample(), sample()
+    *way, last = place
+    table: Any = after
+    for step in way:
+        table = table[step]
+    table[last] = changed(table[last])
+    if path == "verification.checked":
+        before["verification"]["first"] = after["verification"]["first"] = None
+    assert html.render(before) != html.render(after)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page that is well nested."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+        while self.open and self.open[-1] in OPTIONAL:
+            self.open.pop()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open[-1] != tag:
+            assert self.open.pop() in OPTIONAL
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text += data
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
+    source = html.render(sample())
+    page = Page(source)
+    assert source.startswith("<!DOCTYPE html>")
+    assert not {"script", "link", "img", "iframe", "object", "embed", "form", "base"} & set(
+        page.tags
+    )
+    assert not {"src", "href", "onclick", "onload"} & {name for name, _ in page.attributes}
+    assert not re.search(r"https?:|url\(|@import|//[a-z]", source, re.I)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", source)
+
+
+def test_it_says_what_is_missing_with_dashes() -> None:
+    assert "Traceback" not in Page(html.render({})).text
+    assert wording.NOTHING in Page(html.render({})).text
+
+
+def poisoned(value: Any, poison: str) -> Any:
+    match value:
+        case str():
+            return poison
+        case list():
+            return [poisoned(v, poison) for v in value]
+        case dict():
+            return {key: poisoned(inner, poison) for key, inner in value.items()}
+        case _:
+            return value
+
+
+def test_hostile_names_stay_text() -> None:
+    report = poisoned(sample(), HOSTILE)
+    report["stored"] = {HOSTILE: 1}
+    report["recipe"]["options"] = {HOSTILE: {HOSTILE: HOSTILE}}
+    source = html.render(report)
+    page = Page(source)
+    plain = Page(html.render(poisoned(sample(), "x")))
+    assert "script" not in page.tags
+    assert sorted(page.tags) == sorted(plain.tags)
+    assert page.text.count(HOSTILE) > 30
+    assert "47569433" not in page.text
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(name=st.text(st.characters(exclude_categories=()), max_size=40))
+def test_any_name_leaves_the_page_as_it_is_built(name: str) -> None:
+    report = poisoned(sample(), name)
+    page = Page(html.render(report))
+    assert page.tags.count("table") == Page(html.render(sample())).tags.count("table")
+    page.text.encode()
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(text=st.text(st.characters(exclude_categories=())))
+def test_visible_text_is_one_printable_line(text: str) -> None:
+    seen = wording.visible(text)
+    assert not re.search(
+        "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]", seen
+    )
+    assert len(seen.splitlines()) <= 1
+    assert wording.visible(seen) == seen
+    if text.isascii() and text.isprintable():
+        assert seen == text
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        (wording.size(0), "0 B"),
+        (wording.size(1023), "1023 B"),
+        (wording.size(1024), "1.00 KiB"),
+        (wording.size(1024 * 1024 - 1), "1.00 MiB"),
+        (wording.size(5_000_000_000_000_000), "4547.5 TiB"),
+        (wording.amount(999), "999"),
+        (wording.amount(1_000_000), "1.00 M"),
+        (wording.amount(533_824), "533.8 k"),
+        (wording.amount(None), "–"),
+        (wording.decibel(37.46), "37.5"),
+        (wording.decibel(float("inf")), "exact"),
+        (wording.decibel(None), "–"),
+        (wording.decibel(float("nan")), "–"),
+        (wording.percent(0.254), "0.25 %"),
+        (wording.fraction(0.984375), "98.44 %"),
+        (wording.signed(-0.5), "-0.50"),
+        (wording.signed(0.0), "+0.00"),
+        (wording.duration(812.0), "812 ns"),
+        (wording.duration(37_800.0), "37.8 us"),
+        (wording.exact(0.00015725176490377635), "0.00015725176490377635"),
+        (wording.exact(-8656), "-8656"),
+        (wording.number(1.2345e-5, 3), "1.23e-05"),
+        (wording.number(float("-inf")), "-∞"),
+        (wording.shape([None, 3, "H"]), "N×3×H"),
+        (wording.shape([]), "scalar"),
+        (wording.shown(True), "yes"),
+        (wording.shown(1234567), "1,234,567"),
+        (wording.shown(["a", "b"]), "a, b"),
+        (wording.shown([3, 1, 2, 5, 4]), "1 … 5 (5 values)"),
+        (wording.shown([]), "–"),
+    ],
+)
+def test_wording(said: str, meant: str) -> None:
+    assert said == meant
+
+
+def sound() -> dict[str, Any]:
+    report = sample()
+    report["float_operators"] = []
+    report["certificates"]["no_float"] |= {"findings": [], "reason": None}
+    report["verification"] |= {
+        "mismatches": 0,
+        "first": None,
+        "reason": None,
+        "onnx": {"samples": 32, "mismatches": 0},
+    }
+    return report
+
+
+def states(report: dict[str, Any]) -> dict[str, str]:
+    return {v.claim: v.state for v in verdicts(report)}
+
+
+def test_a_sound_program_holds_every_claim() -> None:
+    assert set(states(sound()).values()) == {"pass"}
+    assert len(verdicts(sound())) == 5
+    assert [on_target(sound(), layer) for layer in sound()["layers"]] == ["identical", "identical"]
+    assert 'class="alarm"' not in html.render(sound())
+
+
+@pytest.mark.parametrize(
+    ("claim", "path", "value", "state"),
+    [
+        ("integer only", "float_operators", ["Einsum"], "fail"),
+        ("program = integer graph", "verification.mismatches", 1, "fail"),
+        ("program = integer graph", "verification.checked", False, "open"),
+        ("integer.onnx = integer graph", "verification.onnx.mismatches", 1, "fail"),
+        ("integer.onnx = integer graph", "verification.onnx.samples", 0, "open"),
+        ("no float instruction", "certificates.no_float.findings", ["fadd"], "fail"),
+        ("no float instruction", "certificates.no_float.checked", False, "open"),
+        ("no accumulator overflows", "certificates.accumulators", [], "open"),
+        ("no accumulator overflows", "certificates.accumulators", [{"layer": "a", "bits": 33}], "fail"),
+    ],
+)  # fmt: skip
+def test_one_thing_wrong_changes_one_claim(
+    claim: str, path: str, value: object, state: str
+) -> None:
+    report = sound()
+    *way, last = path.split(".")
+    table = report
+    for step in way:
+        table = table[step]
+    table[last] = value
+    assert states(report) == states(sound()) | {claim: state}
+    assert html.render(report).count('class="alarm"') == (state == "fail")
+
+
+def test_a_mismatch_names_its_place() -> None:
+    report = sample()
+    report["verification"]["onnx"]["mismatches"] = 0
+    sentence = next(v.sentence for v in verdicts(report) if v.claim == "program = integer graph")
+    assert "layer 'stem', value 'relu_0:acc', row 5, element [0, 1, 2, 3]" in sentence
+    assert "the integer graph has 40, the program 41" in sentence
+    assert [on_target(report, layer) for layer in report["layers"]] == ["differs", "unknown"]
+
+
+def test_what_was_not_compared_is_not_called_identical() -> None:
+    report = sound()
+    report["stored"] = {"logits": 2}
+    assert [on_target(report, layer) for layer in report["layers"]] == ["fused", "identical"]
+    report = sound()
+    report["verification"]["intermediates"] = 0
+    assert [on_target(report, layer) for layer in report["layers"]] == ["not traced", "identical"]
+    report["verification"]["checked"] = False
+    assert [on_target(report, layer) for layer in report["layers"]] == ["not run", "not run"]
+
+
+@pytest.mark.parametrize(("origin", "word"), [("random", "random noise"), ("synthetic", "made up")])
+def test_made_up_data_are_an_alarm(origin: str, word: str) -> None:
+    report = sound()
+    report["data"] |= {"origin": origin, "marked": True}
+    assert word in str(made_up(report))
+    assert html.render(report).count('class="alarm"') == 1
+    assert word in Page(html.render(report)).text
+    assert made_up(sound()) is None
+
+
+def test_a_real_report_has_the_documented_fields(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise ToolchainMissing("no compiler: install gcc")
+
+    monkeypatch.setattr(X86, "runner", lacking)
+    monkeypatch.setattr(X86, "certify", lacking)
+    network = models / "digits-resnet"
+    artifact = driver.compile(
+        network / "model.onnx", "x86", network / "calib.toml", "fast", tmp_path / "out",
+        options=Options(samples=8, verify_samples=2),
+    )  # fmt: skip
+    report = copy.deepcopy(artifact.report)
+    found = {path for path, _ in leaves(report)}
+    of_a_mismatch = {path for path in documented() if path.startswith("verification.first.")}
+    empty = {"warnings[]", "float_operators[]", "certificates.no_float.findings[]"}
+    assert found - documented() <= {"verification.first", *(name[:-2] for name in empty)}
+    assert documented() - found <= of_a_mismatch | empty
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert states(report)["program = integer graph"] == "open"
+    assert states(report)["no float instruction"] == "open"
+    assert (
+        "not checked: no compiler: install gcc"
+        in Page((tmp_path / "out/report.html").read_text()).text
+    )

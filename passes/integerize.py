@@ -301,9 +301,7 @@ class _Integerizer:
                     return held.axes
         return plain
 
-    def operand(
-        self, value: ir.Value, axes: tuple[int, ...]
-    ) -> tuple[Value, Fraction, int]:
+    def operand(self, value: ir.Value, axes: tuple[int, ...]) -> tuple[Value, Fraction, int]:
         """Codes, scale and zero point of something that is added or multiplied."""
         q, rank = self.quantizer(value), len(axes)
         scale, zero = Fraction(q.scale[0]), q.zero_point[0]
@@ -330,9 +328,7 @@ class _Integerizer:
         operand = ValOperand(ratio, xq.zero_point[0], *code_range(code))
         return self.emit_rescale(layer, name, _Sum(vals=[(code, operand, 1)]), q, clamp)
 
-    def emit_rescale(
-        self, layer: str, out: str, parts: _Sum, q: Quantizer, clamp: Clamp
-    ) -> Value:
+    def emit_rescale(self, layer: str, out: str, parts: _Sum, q: Quantizer, clamp: Clamp) -> Value:
         """One Rescale; where 32 bits have no room for its sum, the last accumulator goes through int16 first."""
         bits = 16 if q.format.bits <= 8 else 24
         while True:
@@ -421,7 +417,9 @@ class _Integerizer:
         name, array = term.weight.name, np.asarray(initializer(term.weight), np.float64)
         channels = array.shape[term.channel_axis]
         if any(q.zero_point):
-            raise TypeError(f"the weights {name} have a zero point; only symmetric weights are integer")
+            raise TypeError(
+                f"the weights {name} have a zero point; only symmetric weights are integer"
+            )
         if (q.axis, len(q.scale)) not in ((None, 1), (term.channel_axis, channels)):
             raise TypeError(
                 f"the weights {name} have {len(q.scale)} scales along axis {q.axis}, not one "
@@ -506,8 +504,8 @@ class _Integerizer:
                 moved = tuple(perm.index(a) for a in axes)
                 self.tensors.hold(out, Carried(self.tensors.want(x, axes), moved))
                 return
-            case Reshaped(shape=shape):
-                self.tensors.hold(out, self.tensors.reshape(x, shape, out, layer.name))
+            case Reshaped(rows=rows, rest=rest):
+                self.tensors.hold(out, self.tensors.reshape(x, rows, rest, out, layer.name))
                 return
             case Largest(window=w):
                 axes = channels_last(len(axes))

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 from qcompile.errors import Unsupported
 
+from .linear import is_linear
+from .views import Move, move, pooling
+from .window import Window
+
 TABLES = frozenset(
     {
         "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Elu", "Selu", "Celu", "Softplus",
@@ -226,14 +230,15 @@ class _Partition:
     def linear(self, node: ir.Node) -> tuple[Linear, ir.Value]:
         """The product of a node with its bias, and the value it makes."""
         x, weight, out = _operand(node, 0), _operand(node, 1), node.outputs[0]
-        if initializer(weight) is None:
-            raise Unsupported(
-                f"node {node.name}: a {node.op_type} whose weights are computed at run time has no integer form here; "
-                "fold the weights into constants"
-            )
+        if not is_linear(node):
+            raise Unsupported(f"node {node.name}: {_why_not_linear(node)}")
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         user = sole_consumer(out)
-        if bias is None and user is not None and (user.domain, user.op_type) == ("", "Add"):
+        if (
+            node.op_type == "MatMul"
+            and user is not None
+            and (user.domain, user.op_type) == ("", "Add")
+        ):
             other = user.inputs[1] if user.inputs[0] is out else user.inputs[0]
             constant = initializer(other)
             width = out.shape[-1] if out.shape is not None else None
@@ -241,6 +246,7 @@ class _Partition:
                 constant is not None
                 and constant.size in (1, width)
                 and constant.shape[-1:] == (constant.size,)
+                and user.outputs[0].shape == out.shape
             ):
                 self.absorbed.add(user)
                 bias, out = other, user.outputs[0]
@@ -298,6 +304,36 @@ def _operand(node: ir.Node, index: int) -> ir.Value:
     if value is None:
         raise Unsupported(f"node {node.name}: {node.op_type} without its operand {index}")
     return value
+
+
+def _why_not_linear(node: ir.Node) -> str:
+    weight = initializer(node.inputs[1])
+    if weight is None:
+        return (
+            f"a {node.op_type} whose weights are computed at run time has no integer form here; "
+            "fold the weights into constants"
+        )
+    match node.op_type:
+        case "Conv":
+            return "only a Conv over one or two axes has an integer form, with a constant bias"
+        case "Gemm":
+            return (
+                "only a Gemm whose first operand stands as it is and whose addend is one row of constants "
+                "has an integer form; transpose the operand, or add the rows in an Add"
+            )
+        case _:
+            return f"only a MatMul by a constant matrix has an integer form, not by {list(weight.shape)}"
+
+
+def _axis(node: ir.Node) -> int:
+    """The axis of a Softmax or Concat, counted from the front."""
+    shape = node.outputs[0].shape
+    axis = node.attributes.get_int("axis", -1) % (1 if shape is None else max(1, len(shape)))
+    if axis == 0:
+        raise Unsupported(
+            f"node {node.name}: {node.op_type} along the batch axis, which an integer graph cannot do"
+        )
+    return axis
 
 
 def _clamp(node: ir.Node) -> Clamp:

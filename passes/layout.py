@@ -88,19 +88,26 @@ class Layout:
         order = index.transpose([a - 1 for a in held.axes[1:]]).ravel()
         return self._join(held.value, tensor), tuple(int(i) for i in order)
 
-    def reshape(self, tensor: str, shape: tuple[int, ...], name: str, layer: str) -> Carried:
-        """The tensor in another shape; a Flatten of moved axes is put off."""
+    def reshape(
+        self, tensor: str, rows: int | None, rest: tuple[int, ...], name: str, layer: str
+    ) -> Carried:
+        """The tensor in rows of another shape; a Flatten of moved axes is put off."""
         held = self._carried[tensor]
-        if held.rank == len(shape) and _sizes(held) == shape:
+        size = math.prod(rest)
+        count = held.value.type.size // size
+        if count * size != held.value.type.size or rows not in (None, count):
+            raise TypeError("a Reshape mixes rows of the batch, which an integer graph cannot do")
+        shape = count, *rest
+        if _sizes(held) == shape:
             return held
         order = [a for a, n in zip(held.axes, held.value.type.shape, strict=True) if n != 1]
-        if len(shape) == 2 and not held.flat and order != sorted(order):
+        if (count, len(rest)) == (_sizes(held)[0], 1) and not held.flat and order != sorted(order):
             return Carried(held.value, held.axes, flat=True)
         value = self.want(tensor, tuple(range(held.rank)))
         axes = tuple(range(len(shape)))
         if value.type.shape == shape:
             return Carried(value, axes)
-        made = self.graph.add(Reshape((-1, *shape[1:])), value, name=name, layer=layer)
+        made = self.graph.add(Reshape((-1, *rest)), value, name=name, layer=layer)
         return Carried(made, axes)
 
     def _join(self, value: Value, name: str) -> Value:
@@ -114,6 +121,8 @@ class Layout:
         if held.axes == axes:
             return held.value
         perm = tuple(held.axes.index(a) for a in axes)
+        if perm[0] != 0:
+            raise TypeError("the batch axis is moved, which an integer graph cannot do")
         key = held.value, perm
         if key not in self._moved:
             moving = [p for p in perm if held.value.type.shape[p] != 1]

@@ -152,7 +152,7 @@ def _only_leaves(value: ir.Value) -> bool:
         return False
     return all(
         not u.node.domain
-        and u.node.op_type in ("Reshape", "Transpose")
+        and u.node.op_type in ("Reshape", "Transpose", "Identity")
         and _only_leaves(u.node.outputs[0])
         for u in value.uses()
     )

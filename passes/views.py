@@ -49,9 +49,10 @@ class Permuted:
 
 @dataclass(frozen=True, slots=True)
 class Reshaped:
-    """The same values in the same order, row by row of the batch."""
+    """The same values in the same order, in rows of shape `rest`; None where any number of rows will do."""
 
-    shape: tuple[int, ...]
+    rows: int | None
+    rest: tuple[int, ...]
 
 
 Move = Largest | Cut | Framed | Permuted | Reshaped
@@ -110,7 +111,8 @@ def pooling(node: ir.Node) -> Window:
     found = window(node, tuple(a.get_ints("kernel_shape") or ()))
     if found is None or len(before) < 3 or found.outputs(before[2:]) != after[2:]:
         raise _refuse(
-            node, "has a window that ONNX and its runtimes place differently; export it with ceil_mode=0"
+            node,
+            "has a window that ONNX and its runtimes place differently; export it with ceil_mode=0",
         )
     if node.op_type == "AveragePool":
         if any(d != 1 for d in found.dilations):
@@ -141,7 +143,7 @@ def counts(node: ir.Node, size: tuple[int, ...], found: Window) -> tuple[int, ..
 
 
 def _slice(node: ir.Node) -> Cut:
-    x, y = _ends(node)
+    x, _ = _ends(node)
     shape = static_dims(x)
     rank = len(shape)
     rows = [constant(v) for v in node.inputs[1:]]
@@ -154,7 +156,9 @@ def _slice(node: ir.Node) -> Cut:
     cut = [(0, n, 1) for n in shape]
     for first, last, axis, step in zip(starts, ends, axes, steps, strict=True):
         if step < 1:
-            raise _refuse(node, "with a negative step has no integer form here; reverse the weights")
+            raise _refuse(
+                node, "with a negative step has no integer form here; reverse the weights"
+            )
         a = axis % rank
         if a == 0 and not _whole(x, first, last, step):
             raise _refuse(node, "picks along the batch axis, which an integer graph cannot do")
@@ -192,20 +196,16 @@ def _transpose(node: ir.Node) -> Permuted:
     rank = len(static_dims(x))
     perm = tuple(node.attributes.get_ints("perm") or range(rank)[::-1])
     if perm[:1] != (0,):
-        raise _refuse(node, f"by {list(perm)} moves the batch axis, which an integer graph cannot do")
+        raise _refuse(
+            node, f"by {list(perm)} moves the batch axis, which an integer graph cannot do"
+        )
     return Permuted(perm)
 
 
 def _reshape(node: ir.Node) -> Reshaped:
-    x, y = _ends(node)
-    before, after = static_dims(x), static_dims(y)
-    if before[:1] != after[:1] or math.prod(before) != math.prod(after):
-        raise _refuse(
-            node,
-            f"from {_shown(x)} to {_shown(y)} changes the batch axis, which an integer graph cannot do",
-        )
-    return Reshaped(after)
-
-
-def _shown(value: ir.Value) -> str:
-    return "?" if value.shape is None else f"[{', '.join(str(d) for d in value.shape.dims)}]"
+    _, y = _ends(node)
+    shape = static_dims(y)
+    if not shape:
+        raise _refuse(node, "to a scalar leaves no batch axis, which an integer graph needs")
+    rows = None if y.shape is None else y.shape[0]
+    return Reshaped(rows if isinstance(rows, int) else None, shape[1:])

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from qcompile import border
 from qcompile.errors import BadInput
 from qcompile.ir import Array, Graph, text
+from qcompile.manifest import MANIFEST_FILE
 from qcompile.target import Codes, FloatCertificate, Runner, Target, get
 from qcompile.verify import Verification, verify
 
-GRAPH_FILE, CONSTANTS_FILE, REPORT_FILE, MANIFEST_FILE = (
-    "integer.qir", "integer.npz", "report.json", "manifest.json",
-)  # fmt: skip
+GRAPH_FILE, CONSTANTS_FILE, REPORT_FILE = "integer.qir", "integer.npz", "report.json"
 ROWS = 64
 """Rows that go through a program or the interpreter at a time."""
 
@@ -113,7 +112,7 @@ class Artifact:
         sanitize: bool = False,
         trace: int = 2,
     ) -> Verification:
-        """Compare the program with the integer graph on every row of `samples`, and value by value on `trace` of them."""
+        """Compare the program with the integer graph on every row of `samples`; value by value on `trace` of them."""
         batches = (
             part
             for feeds in samples

@@ -325,10 +325,10 @@ def inspect(
     """
     with _session(f"reading {model.name}", json, verbose, quiet, no_color) as terminal:
         dims = dimensions(input_dim or ())
-        from qcompile import driver
+        from qcompile import verbs
         from qcompile.report import tables
 
-        found = driver.inspect(model, input_dims=dims)
+        found = verbs.inspect(model, input_dims=dims)
         terminal.result(found, *tables.inspected(found, every_slot=verbose))
         if found["unsupported"]:
             raise typer.Exit(Unsupported.exit_code)
@@ -371,11 +371,11 @@ def quantize(
             method=method, overrides=overrides(override or ()), samples=samples, seed=seed, threads=threads,
         )  # fmt: skip
         dims = dimensions(input_dim or ())
-        from qcompile import driver
+        from qcompile import job, verbs
         from qcompile.report import tables
 
-        place = output or Path(f"{driver.identifier(model.stem)}-qdq")
-        folder = driver.quantize(
+        place = output or Path(f"{job.identifier(model.stem)}-qdq")
+        folder = verbs.quantize(
             model, calib, place, recipe, dims, options, force=force, log=terminal.log
         )
         files = sorted(str(f) for f in folder.iterdir())
@@ -450,10 +450,10 @@ def eval_(
     Metric (where the data have labels), agreement of the largest entries, SQNR.
     """
     with _session(f"evaluating {folder}", json, verbose, quiet, no_color) as terminal:
-        from qcompile import driver
+        from qcompile import verbs
         from qcompile.report import tables
 
-        found = driver.evaluate(folder, data, model=model, samples=samples)
+        found = verbs.evaluate(folder, data, model=model, samples=samples)
         terminal.result(found, *tables.evaluated(found))
 
 
@@ -492,10 +492,10 @@ def targets(
 ) -> None:
     """List what can be compiled for."""
     with _session("looking", json, verbose, quiet, no_color) as terminal:
-        from qcompile import driver
+        from qcompile import verbs
         from qcompile.report import tables
 
-        found = driver.targets()
+        found = verbs.targets()
         terminal.result(
             [{"name": n, "summary": s, "cpus": list(cpus)} for n, s, cpus in found],
             tables.table(("target", "what it is", "--cpu (the first is the default)"), found),
@@ -511,10 +511,10 @@ def recipes(
 ) -> None:
     """List the recipes that ship with qcompile."""
     with _session("looking", json, verbose, quiet, no_color) as terminal:
-        from qcompile import driver
+        from qcompile import verbs
         from qcompile.report import tables
 
-        found = driver.recipes()
+        found = verbs.recipes()
         terminal.result(
             [{"name": name, "summary": summary} for name, summary in found],
             tables.table(("recipe", "what it does"), found),
@@ -536,12 +536,12 @@ def doctor(
     The exit code is 6 if one is missing.
     """
     with _session("looking", json, verbose, quiet, no_color) as terminal:
-        from qcompile import driver
+        from qcompile import verbs
         from qcompile.report import tables
         from qcompile.target import get
 
         wanted = None if target is None else get(target).name
-        found = [(n, list(lacks)) for n, lacks in driver.doctor() if wanted in (None, n)]
+        found = [(n, list(lacks)) for n, lacks in verbs.doctor() if wanted in (None, n)]
         terminal.result(
             [{"target": name, "missing": lacks} for name, lacks in found], tables.examined(found)
         )
@@ -573,10 +573,10 @@ def reproduce(
     byte differs.
     """
     with _session(f"reproducing {manifest}", json, verbose, quiet, no_color) as terminal:
-        from qcompile import driver
+        from qcompile import verbs
         from qcompile.report import tables
 
-        found = driver.reproduce(manifest, model=model, calibration=calib, log=terminal.log)
+        found = verbs.reproduce(manifest, model=model, calibration=calib, log=terminal.log)
         terminal.result(
             {"identical": found.identical, "files": dict(found.files)},
             tables.table(("file", "made again it is"), found.files),

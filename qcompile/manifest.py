@@ -13,6 +13,7 @@ from qcompile.errors import BadInput
 from qcompile.options import Options
 
 VERSION = 1
+MANIFEST_FILE = "manifest.json"
 MEASURED = frozenset({"report.json", "report.html", "manifest.json"})
 """Files that hold what was observed on a machine; they are not compared byte by byte."""
 

@@ -65,12 +65,13 @@ def takeovers(tasks: Sequence[Task], sizes: Mapping[str, int]) -> dict[str, str]
 
 def max_live(tasks: Sequence[Task], sizes: Mapping[str, int], align: int) -> int:
     """The most bytes that are needed at one moment: no plan can do with less."""
-    spans, taken = lifetimes(tasks), takeovers(tasks, sizes)
+    spans = lifetimes(tasks)
+    handed = set(takeovers(tasks, sizes).values())
     changes = [0] * (len(tasks) + 1)
     for name, (first, last) in spans.items():
         if name in sizes:
             # an operand's memory is handed over within the task: counted there once
-            end = last if name in taken.values() else last + 1
+            end = last if name in handed else last + 1
             changes[first] += _up(sizes[name], align)
             changes[end] -= _up(sizes[name], align)
     live = peak = 0

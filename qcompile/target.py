@@ -64,7 +64,7 @@ class Runner(Protocol):
         ...
 
     def trace(self, feeds: Codes) -> dict[str, Array]:
-        """Every stored value by name, rows first, from the trace build of the same sources; outputs by port name too."""
+        """Every stored value by name, rows first, from the trace build of the same sources; outputs too."""
         ...
 
 
@@ -74,6 +74,7 @@ class Target(Protocol):
     name: str
     summary: str
     cpus: Sequence[str]
+    sanitizers: str
 
     def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
         """Emit the program called `name` (a C identifier), with `vectors` (one row each) in its self-test; pure."""
@@ -82,7 +83,7 @@ class Target(Protocol):
     def runner(
         self, folder: Path, graph: Graph, *, name: str, cpu: str, sanitize: bool = False
     ) -> Runner:
-        """Build what `lower` emitted into `folder` and return a way to run it; ToolchainMissing says what to install."""
+        """Build what `lower` emitted into `folder`, to be run here; ToolchainMissing says what to install."""
         ...
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:

@@ -15,7 +15,6 @@ from qcompile.targets.c.emit import lower
 from qcompile.targets.c.kernel import Kernel
 from qcompile.targets.c.kernels import PORTABLE
 from qcompile.targets.c.text import HERE
-
 from tests.strategies import feeds
 
 WARNINGS = (
@@ -76,11 +75,14 @@ def check(
         for path, data in lowered.files.items():
             (folder / n / path).write_bytes(data)
         main.append(_case(graph, n, at))
-    calls = " ".join(f"if (case{at}_case() != 0) return {at % 250 + 1};" for at in range(len(graphs)))
+    calls = " ".join(
+        f"if (case{at}_case() != 0) return {at % 250 + 1};" for at in range(len(graphs))
+    )
     main.append(f"int main(void) {{ {calls} return 0; }}")
     for name in ("host.h", host):
         (folder / name).write_bytes((HERE / name).read_bytes())
     (folder / "main.c").write_text("".join(main))
+
     def build(*arguments: str) -> None:
         command = [*compiler, *arguments]
         built = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -139,7 +141,9 @@ def _compare(
             seen: dict[str, Array] = {}
             results = graph.run(row, on_value=lambda v, a, seen=seen: seen.update({v.name: a}))
             wanted = [(stored[name], name, a) for name, a in seen.items() if name in stored]
-            wanted += [(_OUTPUT + i, p.name, results[p.name]) for i, (p, _) in enumerate(graph.outputs)]
+            wanted += [
+                (_OUTPUT + i, p.name, results[p.name]) for i, (p, _) in enumerate(graph.outputs)
+            ]
             for value, name, array in wanted:
                 got = frames.get((case, value), [])
                 assert len(got) > turn, f"graph {case} stopped before {name}:\n{dump(graph)}"

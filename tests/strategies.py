@@ -312,8 +312,7 @@ class Maker:
         x = self.tensor(ANY, (2, 5))
         starts = tuple(self.int(0, n - 1) for n in x.type.shape[1:])
         ends = tuple(
-            self.one([n, self.int(a + 1, n)])
-            for a, n in zip(starts, x.type.shape[1:], strict=True)
+            self.one([n, self.int(a + 1, n)]) for a, n in zip(starts, x.type.shape[1:], strict=True)
         )
         return self.add(ops.Slice(starts, ends, self.ints(len(starts), 1, 3)), x)
 

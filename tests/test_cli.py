@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qcompile import artifact, bench, driver
+from qcompile import artifact, bench, driver, verbs
 from qcompile.cli import dimensions, main, overrides, with_verb
 from qcompile.errors import (
     AccuracyGate,
@@ -372,7 +372,7 @@ def test_inspect(
         "warnings": [],
     }  # fmt: skip
     monkeypatch.setattr(
-        driver, "inspect", lambda model, *, input_dims: found | {"dims": input_dims}
+        verbs, "inspect", lambda model, *, input_dims: found | {"dims": input_dims}
     )
     done = run("inspect", "m.onnx", "-v", "--input-dim", "N=1")
     assert done.code == code
@@ -393,7 +393,7 @@ def test_quantize(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / "qdq.onnx").touch()
         return tmp_path
 
-    monkeypatch.setattr(driver, "quantize", quantize)
+    monkeypatch.setattr(verbs, "quantize", quantize)
     done = run("quantize", "My Net.onnx", "--calib", "random", "--method", "minmax", "--force")
     assert done.code == 0
     assert str(tmp_path / "qdq.onnx") in done.out.replace("\n", "")
@@ -435,7 +435,7 @@ def test_eval(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
            "float": 0.9925, "integer": 0.99, "delta_points": -0.25}  # fmt: skip
     found = {"outputs": [row], "samples": 400, "origin": "files", "marked": False}
     monkeypatch.setattr(
-        driver, "evaluate", lambda *given, **named: found | {"marked": given[1] == "random"}
+        verbs, "evaluate", lambda *given, **named: found | {"marked": given[1] == "random"}
     )
     done = run("eval", "DIR", "--data", "eval.toml")
     assert (
@@ -446,7 +446,7 @@ def test_eval(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     lacks = [("x86", []), ("arm", ["qemu-aarch64 is missing: apt-get install qemu-user"])]
-    monkeypatch.setattr(driver, "doctor", lambda: lacks)
+    monkeypatch.setattr(verbs, "doctor", lambda: lacks)
     done = run("doctor")
     assert done.code == 6
     assert "qemu-aarch64 is missing" in done.out
@@ -465,8 +465,7 @@ def test_lists(run: Run) -> None:
 @pytest.mark.parametrize(("state", "code"), [("same", 0), ("differs", 5), ("missing", 5)])
 def test_reproduce(run: Run, monkeypatch: pytest.MonkeyPatch, state: str, code: int) -> None:
     monkeypatch.setattr(
-        driver,
-        "reproduce",
+        verbs, "reproduce",
         lambda *_, **__: Reproduction((("model.h", "same"), ("model.c", state))),
     )
     done = run("reproduce", "manifest.json")

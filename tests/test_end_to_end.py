@@ -11,18 +11,23 @@ import numpy as np
 import pytest
 
 import qcompile
-from qcompile import driver
+from qcompile import verbs
 from qcompile.errors import AccuracyGate, BadInput
 
 NETWORKS = ("digits-resnet", "digits-dscnn")
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory, models: Path) -> dict[tuple[str, str], qcompile.Artifact]:
+def compiled(
+    tmp_path_factory: pytest.TempPathFactory, models: Path
+) -> dict[tuple[str, str], qcompile.Artifact]:
     root = tmp_path_factory.mktemp("compiled")
     return {
         (name, target): qcompile.compile(
-            models / name / "model.onnx", target, models / name / "calib.toml", output=root / f"{name}-{target}"
+            models / name / "model.onnx",
+            target,
+            models / name / "calib.toml",
+            output=root / f"{name}-{target}",
         )
         for name in NETWORKS
         for target in ("x86", "arm")
@@ -37,7 +42,11 @@ def evaluation(models: Path, name: str, rows: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("target", "rows"), [("x86", 400), ("arm", 32)])
 def test_every_output_and_intermediate_is_exact(
-    compiled: dict[tuple[str, str], qcompile.Artifact], models: Path, name: str, target: str, rows: int
+    compiled: dict[tuple[str, str], qcompile.Artifact],
+    models: Path,
+    name: str,
+    target: str,
+    rows: int,
 ) -> None:
     verification = compiled[name, target].verify([evaluation(models, name, rows)], trace=2)
     assert verification.samples == rows
@@ -64,8 +73,10 @@ def test_both_targets_come_from_the_same_integer_graph(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_accuracy_is_kept(compiled: dict[tuple[str, str], qcompile.Artifact], models: Path, name: str) -> None:
-    result = driver.evaluate(compiled[name, "x86"].folder, models / name / "eval.toml")
+def test_accuracy_is_kept(
+    compiled: dict[tuple[str, str], qcompile.Artifact], models: Path, name: str
+) -> None:
+    result = verbs.evaluate(compiled[name, "x86"].folder, models / name / "eval.toml")
     (row,) = result["outputs"]  # type: ignore[misc]
     assert row["samples"] == 400
     assert row["delta_points"] >= -0.5
@@ -81,7 +92,9 @@ def test_outputs_are_the_models_own_names_and_types(
     (port,) = artifact.report["outputs"]  # type: ignore[misc]
     assert port["name"] == "logits"
     assert codes["logits"].dtype == np.int16
-    assert np.array_equal((codes["logits"].astype(np.float64) - port["zero_point"]) * port["scale"], reals["logits"])
+    assert np.array_equal(
+        (codes["logits"].astype(np.float64) - port["zero_point"]) * port["scale"], reals["logits"]
+    )
     assert np.array_equal(artifact.golden.run(feeds)["logits"], reals["logits"])
 
 
@@ -92,7 +105,8 @@ def test_two_compilations_from_one_plan_are_the_same_bytes(
     options = qcompile.Options(plan=first.folder / "plan.toml")
     model = models / "digits-dscnn" / "model.onnx"
     folders = [
-        qcompile.compile(model, "arm", output=tmp_path / n, options=options).folder for n in ("one", "two")
+        qcompile.compile(model, "arm", output=tmp_path / n, options=options).folder
+        for n in ("one", "two")
     ]
     hashed = json.loads((first.folder / "manifest.json").read_text())["files"]
     assert {"model.c", "model.h", "integer.onnx", "plan.toml"} <= set(hashed)
@@ -105,13 +119,13 @@ def test_reproduce_confirms_a_manifest_and_notices_a_change(
     compiled: dict[tuple[str, str], qcompile.Artifact], tmp_path: Path
 ) -> None:
     folder = compiled["digits-dscnn", "x86"].folder
-    assert driver.reproduce(folder / "manifest.json").identical
+    assert verbs.reproduce(folder / "manifest.json").identical
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     data = json.loads((copy / "manifest.json").read_text())
     data["files"]["model.c"] = "0" * 64
     (copy / "manifest.json").write_text(json.dumps(data))
-    again = driver.reproduce(copy / "manifest.json")
+    again = verbs.reproduce(copy / "manifest.json")
     assert not again.identical
     assert ("model.c", "differs") in again.files
 
@@ -121,11 +135,31 @@ def test_reproduce_confirms_a_manifest_and_notices_a_change(
 MUTATIONS = {
     "the rounding constant is gone": ("arith.h", r"\(1 << \(places - 1\)\)", "0"),
     "the border is filled with 0 in a convolution": ("model.c", r"to\[k\] = -\d+;", "to[k] = 0;"),
-    "the border is filled with 0 in a depthwise convolution": ("model.c", r"border\[c\] = -\d+;", "border[c] = 0;"),
-    "one result is one LSB up": ("model.c", r"(multiplier\[c\]\);\n\s+y\[[^;]*)(, -128, 127\))", r"\1 + (c == 0)\2"),
-    "a bias is off by one": ("weights.h", r"(_bias\[\d+\] = \{\s*)(-?\d+)", lambda m: f"{m[1]}{int(m[2]) + 1}"),
-    "a weight is off by one": ("weights.h", r"(_weights\[\d+\] = \{\s*)(-?\d+)", lambda m: f"{m[1]}{int(m[2]) ^ 1}"),
-    "a zero point is off by one": ("model.c", r"(round_shift\([^;]*\]\)) ([+-]) (\d+),", r"\1 \2 \3 + 1,"),
+    "the border is filled with 0 in a depthwise convolution": (
+        "model.c",
+        r"border\[c\] = -\d+;",
+        "border[c] = 0;",
+    ),
+    "one result is one LSB up": (
+        "model.c",
+        r"(multiplier\[c\]\);\n\s+y\[[^;]*)(, -128, 127\))",
+        r"\1 + (c == 0)\2",
+    ),
+    "a bias is off by one": (
+        "weights.h",
+        r"(_bias\[\d+\] = \{\s*)(-?\d+)",
+        lambda m: f"{m[1]}{int(m[2]) + 1}",
+    ),
+    "a weight is off by one": (
+        "weights.h",
+        r"(_weights\[\d+\] = \{\s*)(-?\d+)",
+        lambda m: f"{m[1]}{int(m[2]) ^ 1}",
+    ),
+    "a zero point is off by one": (
+        "model.c",
+        r"(round_shift\([^;]*\]\)) ([+-]) (\d+),",
+        r"\1 \2 \3 + 1,",
+    ),
 }
 
 

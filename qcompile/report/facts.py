@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qcompile.checks import Checked
 from qcompile.ir import Graph, Port, Value
 from qcompile.ir.proof import prove
-from qcompile.target import FloatCertificate, Lowered
-from qcompile.verify import Mismatch, Verification
+from qcompile.job import Job
+from qcompile.target import Lowered
+from qcompile.verify import Mismatch
 
 if TYPE_CHECKING:
+    from qcompile.data import Dataset
     from qcompile.measure import Measured
     from qcompile.passes.integerize import Integerized
     from qcompile.plan import QuantPlan
@@ -103,19 +109,18 @@ def accuracy(graph: Graph, measured: Measured) -> Json:
     return {"samples": measured.samples, "outputs": rows}
 
 
-def certificates(
-    graph: Graph, integerized: Integerized, no_float: FloatCertificate | None, reason: str | None
-) -> Json:
+def certificates(graph: Graph, integerized: Integerized, checked: Checked) -> Json:
     """What is proved or was looked at: accumulators, float instructions, multipliers."""
     errors = integerized.multiplier_errors
     largest = max(errors, key=lambda k: errors[k], default=None)
+    proof = checked.no_float
     return {
         "accumulators": [{"layer": p.node, "bound": p.bound, "bits": p.bits} for p in prove(graph)],
         "no_float": {
-            "checked": no_float is not None,
-            "instructions": no_float.instructions if no_float is not None else 0,
-            "findings": list(no_float.findings) if no_float is not None else [],
-            "reason": reason,
+            "checked": proof is not None,
+            "instructions": proof.instructions if proof is not None else 0,
+            "findings": list(proof.findings) if proof is not None else [],
+            "reason": checked.no_float_reason,
         },
         "rescale": {
             "largest_multiplier_error": errors[largest] if largest is not None else 0.0,
@@ -124,19 +129,18 @@ def certificates(
     }
 
 
-def verification(
-    program: Verification | None, reason: str | None, onnx: tuple[int, int], sanitizers: str | None
-) -> Json:
+def verification(checked: Checked, sanitizers: str) -> Json:
     """What was run and compared, and what was not and why."""
+    program, strict = checked.program, checked.sanitized
     return {
         "checked": program is not None,
-        "reason": reason,
+        "reason": checked.reason,
         "samples": program.samples if program is not None else 0,
         "mismatches": program.mismatches if program is not None else 0,
         "intermediates": program.intermediates if program is not None else 0,
-        "sanitized": program.sanitized if program is not None else False,
-        "sanitizers": sanitizers,
-        "onnx": {"samples": onnx[0], "mismatches": onnx[1]},
+        "sanitized": strict is not None,
+        "sanitizers": sanitizers if strict is not None else None,
+        "onnx": {"samples": checked.onnx_samples, "mismatches": checked.onnx_mismatches},
         "first": mismatch(program.first)
         if program is not None and program.first is not None
         else None,
@@ -155,6 +159,76 @@ def mismatch(first: Mismatch) -> Json:
     }
 
 
-def head() -> Json:
-    """What every report begins with."""
-    return {"version": VERSION, "qcompile": metadata.version("qcompile")}
+@dataclass(frozen=True, slots=True)
+class FloatModel:
+    """What a report says of the model it began with: file, digest, opset, nodes, and the operators of each layer."""
+
+    file: str | None
+    sha256: str
+    opset: int
+    nodes: int
+    operators: Mapping[str, Sequence[str]]
+
+
+def gather(
+    job: Job,
+    model: FloatModel,
+    samples: Dataset,
+    integerized: Integerized,
+    plan: QuantPlan,
+    lowered: Lowered,
+    checked: Checked,
+    measured: Measured,
+    warnings: Sequence[str],
+) -> Json:
+    """The dictionary of report.json."""
+    graph = integerized.graph
+    layout = job.options.io_layout
+    return {
+        "version": VERSION,
+        "qcompile": metadata.version("qcompile"),
+        "model": {
+            "name": job.name,
+            "file": None if model.file is None else Path(model.file).name,
+            "sha256": model.sha256,
+            "opset": model.opset,
+            "nodes": model.nodes,
+            "parameters": sum(v.type.size for v in graph.constants()),
+            "macs": sum(layer.macs for layer in lowered.layers),
+        },
+        "target": {"name": job.target.name, "cpu": job.cpu, "summary": job.target.summary},
+        "recipe": {
+            "name": job.recipe.name,
+            "summary": job.recipe.summary,
+            "options": {step.name: dict(step.options) for step in job.recipe.steps},
+        },
+        "inputs": ports(graph.inputs, layout),
+        "outputs": ports(graph.outputs, layout),
+        "data": data(job, samples),
+        "warnings": list(warnings),
+        "coverage": coverage(graph, lowered, model.operators),
+        "float_operators": [],
+        "layers": layers(integerized, plan, lowered, measured),
+        "accuracy": accuracy(graph, measured),
+        "memory": {"arena_bytes": lowered.arena_bytes, "weight_bytes": lowered.weight_bytes},
+        "certificates": certificates(graph, integerized, checked),
+        "verification": verification(checked, job.target.sanitizers),
+        "fused": list(lowered.fused),
+        "stored": dict(lowered.stored),
+    }
+
+
+def data(job: Job, samples: Dataset) -> Json:
+    """Where the ranges come from; made-up samples are marked."""
+    planned = job.options.plan is not None
+    return {
+        "origin": "plan" if planned else samples.origin,
+        "marked": samples.marked and not planned,
+        "samples": samples.count,
+        "digest": None if planned else samples.digest,
+    }
+
+
+def as_json(facts: Mapping[str, object]) -> bytes:
+    """Facts as the text of a JSON file."""
+    return (json.dumps(facts, indent=2, allow_nan=False) + "\n").encode()

@@ -74,6 +74,7 @@ class Arm:
 
     name = "arm"
     summary = "C99 and NEON for AArch64, run natively or in qemu-aarch64"
+    sanitizers = "undefined behaviour, by traps"
     cpus: Sequence[str] = tuple(_CPUS)
 
     def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:

@@ -24,6 +24,7 @@ from .text import (
     c_comment,
     c_string,
     c_type,
+    cast,
     layout,
     numbers,
     render,
@@ -231,7 +232,12 @@ class _Program:
             "align": k.ALIGN,
         }
         files = {
-            "arith.h": render("arith.h.j2", constant=arith.LINE_CONSTANT, slope=arith.LINE_SLOPE, steps=arith.NEWTON_STEPS),
+            "arith.h": render(
+                "arith.h.j2",
+                constant=arith.LINE_CONSTANT,
+                slope=arith.LINE_SLOPE,
+                steps=arith.NEWTON_STEPS,
+            ),
             "model.h": render("model.h.j2", **common),
             "model.c": render(
                 "model.c.j2",
@@ -248,7 +254,7 @@ class _Program:
                 uses_memory=bool(self._arena_comment()),
                 homes=[
                     f"{c_type(v.type.dtype)} *const {self.pointers[v]} ="
-                    f" ({c_type(v.type.dtype)} *)(void *)({at('memory', str(self.plan.offsets[v.name]))});"
+                    f" {cast(c_type(v.type.dtype), 'memory', self.plan.offsets[v.name])};"
                     for v in (step.output for step in self.steps)
                     if v not in self.claimed
                 ],

@@ -12,7 +12,7 @@ from qcompile.errors import Unsupported
 from qcompile.ir import Array, Node, Rescale, Value, ops
 
 from .nest import Nest, broadcast, parameter_strides, row_major
-from .text import at, c_int, c_type, minus
+from .text import c_int, c_type, cast, minus
 
 ALIGN = 16
 """Alignment of the arena and of everything in it."""
@@ -78,8 +78,7 @@ class Scratch:
         """C that names the regions of `scratch`."""
         lines, offset = [], 0
         for name, kind, count in self.regions:
-            where = at("scratch", str(offset))
-            lines.append(f"{kind} *const {name} = ({kind} *)(void *)({where});")
+            lines.append(f"{kind} *const {name} = {cast(kind, 'scratch', offset)};")
             offset += _bytes(kind, count)
         return "\n".join(lines)
 

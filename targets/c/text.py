@@ -34,7 +34,7 @@ def c_string(text: str) -> str:
 
 def c_comment(text: str) -> str:
     """Text fit for the inside of a comment."""
-    return re.sub(r"[^A-Za-z0-9_.:/ -]", "_", text)[:80].replace("/_", "__")
+    return re.sub(r"[^A-Za-z0-9_.:/ -]", "_", text)[:80]
 
 
 def type_comment(kind: TensorType) -> str:
@@ -91,6 +91,11 @@ def affine(terms: Iterable[tuple[str, int]], constant: int = 0) -> str:
 def at(pointer: str, index: str) -> str:
     """Pointer arithmetic."""
     return pointer if index == "0" else f"{pointer} + {index}"
+
+
+def cast(kind: str, pointer: str, offset: int) -> str:
+    """Bytes at an aligned offset, seen as elements of a type."""
+    return f"({kind} *)(void *)" + (f"({pointer} + {offset})" if offset else pointer)
 
 
 def minus(expression: str, zero: int) -> str:

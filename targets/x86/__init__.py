@@ -42,6 +42,7 @@ class X86:
 
     name = "x86"
     summary = "C99 for x86-64, run natively"
+    sanitizers = "address and undefined behaviour"
     cpus: Sequence[str] = tuple(_CPUS)
 
     def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:

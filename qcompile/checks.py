@@ -1,0 +1,158 @@
+"""What is run and looked at before anything is published: program, exported model, objects; and the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qcompile import border
+from qcompile.errors import AccuracyGate, ToolchainMissing, VerificationMismatch
+from qcompile.ir import Array, Graph
+from qcompile.job import Job
+from qcompile.pipeline import Context
+from qcompile.target import FloatCertificate
+from qcompile.verify import Verification, verify
+
+if TYPE_CHECKING:
+    import onnx
+
+    from qcompile.data import Dataset
+    from qcompile.onnx.exact import ExactSession
+
+ROWS = 64
+SANITIZED_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was compared with the integer graph, and what the objects held; reasons say what could not be run here."""
+
+    program: Verification | None
+    sanitized: Verification | None
+    reason: str | None
+    onnx_samples: int
+    onnx_mismatches: int
+    no_float: FloatCertificate | None
+    no_float_reason: str | None
+
+
+def check(
+    job: Job, graph: Graph, folder: Path, data: Dataset, exact: onnx.ModelProto, context: Context
+) -> Checked:
+    """Run everything that was emitted into `folder` against the integer graph.
+
+    A missing compiler or emulator is a warning, or ToolchainMissing where the job asks for a verified program.
+    """
+    rows = max(job.options.verify_samples, 1)
+    samples, mismatches = _exported(graph, exact, batches(graph, data, rows))
+    context.log(f"integer.onnx in onnxruntime: {samples} samples, {mismatches} mismatches")
+    program, sanitized, reason = _attempt(
+        job, context, lambda: _programs(job, graph, folder, data, rows)
+    )
+    if program is not None:
+        context.log(
+            f"{job.target.name} program: {program.samples} samples, {program.mismatches} mismatches, "
+            f"{program.intermediates} intermediates compared"
+        )
+    no_float, why = None, reason
+    if program is not None:
+        no_float = job.target.certify(folder, name=job.name, cpu=job.cpu)
+        context.log(
+            f"no-float certificate: {no_float.instructions} instructions, {len(no_float.findings)} findings"
+        )
+    return Checked(program, sanitized, reason, samples, mismatches, no_float, why)
+
+
+def _attempt(
+    job: Job, context: Context, run: Callable[[], tuple[Verification, Verification]]
+) -> tuple[Verification | None, Verification | None, str | None]:
+    try:
+        return (*run(), None)
+    except ToolchainMissing as e:
+        if job.options.require_verified:
+            raise
+        context.warn(f"the program was not run here: {e}")
+        return None, None, str(e)
+
+
+def _programs(
+    job: Job, graph: Graph, folder: Path, data: Dataset, rows: int
+) -> tuple[Verification, Verification]:
+    """The shipped build on all rows, the build with sanitizers on a few."""
+    shipped = job.target.runner(folder, graph, name=job.name, cpu=job.cpu)
+    plain = verify(graph, shipped, batches(graph, data, rows), trace=job.options.trace_samples)
+    strict = job.target.runner(folder, graph, name=job.name, cpu=job.cpu, sanitize=True)
+    few = batches(graph, data, min(rows, SANITIZED_ROWS))
+    return plain, verify(graph, strict, few, trace=0, sanitized=True)
+
+
+def batches(graph: Graph, data: Dataset, rows: int) -> Iterator[dict[str, Array]]:
+    """The first `rows` samples as codes."""
+    done = 0
+    steps = {port.name: value.type.shape[0] for port, value in graph.inputs}
+    for batch in data:
+        codes = border.encode(graph, batch)
+        have = min(len(codes[name]) // n for name, n in steps.items())
+        for at in range(0, min(have, rows - done), ROWS):
+            end = min(at + ROWS, have, rows - done)
+            yield {name: codes[name][at * n : end * n] for name, n in steps.items()}
+        done += have
+        if done >= rows:
+            return
+
+
+def _exported(
+    graph: Graph, model: onnx.ModelProto, parts: Iterator[Mapping[str, Array]]
+) -> tuple[int, int]:
+    """Samples and differing elements of integer.onnx in onnxruntime."""
+    from qcompile.onnx.exact import ExactSession
+
+    session = ExactSession(model)
+    samples = mismatches = 0
+    lead = graph.inputs[0][1].type.shape[0]
+    for codes in parts:
+        expected = border.run_graph(graph, codes)
+        got = session.run(codes) if graph.free_batch else _one_by_one(graph, session, codes)
+        samples += len(codes[graph.inputs[0][0].name]) // lead
+        mismatches += sum(int((expected[p.name] != got[p.name]).sum()) for p, _ in graph.outputs)
+    return samples, mismatches
+
+
+def _one_by_one(
+    graph: Graph, session: ExactSession, codes: Mapping[str, Array]
+) -> dict[str, Array]:
+    steps = {port.name: value.type.shape[0] for port, value in graph.inputs}
+    count = min(len(codes[name]) // n for name, n in steps.items())
+    parts = [
+        session.run({k: codes[k][i * n : (i + 1) * n] for k, n in steps.items()})
+        for i in range(count)
+    ]
+    return {port.name: np.concatenate([p[port.name] for p in parts]) for port, _ in graph.outputs}
+
+
+def gate(job: Job, checked: Checked, sqnr_db: float | None) -> None:
+    """Stop what does not equal the integer graph, holds float, or is further from the float model than allowed."""
+    if checked.onnx_mismatches:
+        raise VerificationMismatch(
+            f"integer.onnx differs from the integer graph in {checked.onnx_mismatches} elements over "
+            f"{checked.onnx_samples} samples; this is a defect of qcompile or of onnxruntime: please report it"
+        )
+    for program in (checked.program, checked.sanitized):
+        if program is not None and not program.ok:
+            raise VerificationMismatch(
+                f"the {job.target.name} program differs from the integer graph in {program.mismatches} elements "
+                f"over {program.samples} samples; first at {program.first}; this is a defect: please report it"
+            )
+    if checked.no_float is not None and not checked.no_float.clean:
+        found = checked.no_float.findings[0] if checked.no_float.findings else "no instructions"
+        raise VerificationMismatch(f"the built program is not free of floating point: {found}")
+    floor = job.options.min_sqnr
+    if floor is not None and sqnr_db is not None and sqnr_db < floor:
+        raise AccuracyGate(
+            f"the integer program reaches {sqnr_db:.2f} dB against float, below the {floor:g} dB asked for; "
+            "try another --method, --first-last int8, or an --override for the layers that lose most (see the layers of a report)"
+        )

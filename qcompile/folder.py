@@ -1,0 +1,62 @@
+"""The output folder: made beside its place, moved there when all is done, so that nothing half done is ever seen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from qcompile.errors import BadInput
+from qcompile.manifest import MANIFEST_FILE
+
+
+def check(place: Path, force: bool) -> None:
+    """Raise BadInput unless `place` may be written: it is empty, or qcompile made it and `force` says so."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    if not force:
+        raise BadInput(
+            f"the output folder {place} is not empty; choose another with -o or overwrite it with --force"
+        )
+    if not (place / MANIFEST_FILE).is_file():
+        raise BadInput(f"{place} was not made by qcompile; --force overwrites only its own folders")
+
+
+@contextlib.contextmanager
+def staged(place: Path) -> Iterator[Path]:
+    """A folder beside `place` that is gone afterwards unless it was moved."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    except OSError as e:
+        raise BadInput(f"cannot write beside {place}: {e}") from e
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Put files, by relative path, into a folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def publish(folder: Path, place: Path) -> None:
+    """Put a finished folder in its place; what was there goes only then."""
+    try:
+        if place.exists():
+            old = folder.with_name(f"{folder.name}.old")
+            os.replace(place, old)
+            os.replace(folder, place)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(folder, place)
+    except OSError as e:
+        raise BadInput(f"cannot write {place}: {e}") from e

@@ -1,0 +1,84 @@
+"""The settings of one compilation, all checked before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompile import folder, manifest, recipe, target
+from qcompile.errors import BadInput
+from qcompile.formats import Int, parse_format
+from qcompile.options import Options
+from qcompile.recipe import Recipe
+from qcompile.target import Target
+
+Model = str | os.PathLike[str] | bytes
+
+INPUT_DTYPES: Mapping[str, Int] = {"int8": Int(8), "uint8": Int(8), "int16": Int(16)}
+OUTPUT_DTYPES: Mapping[str, Int] = {"int8": Int(8), "int16": Int(16), "int32": Int(24)}
+"""An int32 output holds 24 significant bits: what one rescale can promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One compilation: every setting, checked before any work."""
+
+    source: Model
+    target: Target
+    cpu: str
+    recipe: Recipe
+    output: Path
+    input_dims: Mapping[str, int]
+    options: Options
+    name: str
+
+    @classmethod
+    def checked(
+        cls,
+        source: Model,
+        target_name: str,
+        recipe_name: str | os.PathLike[str],
+        output: str | os.PathLike[str] | None,
+        input_dims: Mapping[str, int],
+        force: bool,
+        options: Options,
+    ) -> Job:
+        """Raise BadInput at the first setting that cannot be."""
+        chosen = target.get(target_name)
+        cpu = options.cpu or chosen.cpus[0]
+        recipe.one_of(cpu, tuple(chosen.cpus), f"target {target_name}: --cpu")
+        recipe.one_of(options.io_layout, ("model", "nhwc"), "--io-layout")
+        recipe.one_of(options.input_dtype, tuple(INPUT_DTYPES), "--input-dtype")
+        recipe.one_of(options.output_dtype, tuple(OUTPUT_DTYPES), "--output-dtype")
+        for flag, text in (("--weights", options.weights), ("--first-last", options.first_last)):
+            if text is not None and (not parse_format(text).signed or parse_format(text).bits > 8):
+                raise BadInput(f"{flag} takes int2 to int8, not {text}")
+        recipe.one_of(options.activations, ("int4", "int8"), "--activations")
+        for what, count in (("--samples", options.samples), ("--threads", options.threads)):
+            if count is not None and count < 1:
+                raise BadInput(f"{what} is at least 1, not {count}")
+        stem = "model" if isinstance(source, bytes) else Path(source).stem
+        name = identifier(options.name or stem)
+        place = Path(output) if output is not None else Path(f"{name}-{target_name}")
+        folder.check(place, force)
+        return cls(
+            source, chosen, cpu, recipe.load(recipe_name), place, dict(input_dims), options, name
+        )
+
+
+def identifier(text: str) -> str:
+    """A C identifier in lower case made from any text."""
+    word = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40] or "model"
+    return f"m{word}" if word[0].isdigit() else word
+
+
+def sha256_of(source: Model) -> str:
+    """The digest of a model's file, or of its bytes."""
+    if isinstance(source, bytes):
+        return manifest.sha256(source)
+    with open(source, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,210 @@
+"""What can be asked besides compiling: look at a model, quantize only, evaluate, reproduce, list what there is."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile import driver, folder, manifest, pipeline, recipe
+from qcompile import plan as plans
+from qcompile import target as targets_
+from qcompile.artifact import load
+from qcompile.driver import Log, silent
+from qcompile.errors import BadInput
+from qcompile.job import Job, Model, sha256_of
+from qcompile.manifest import Reproduction
+from qcompile.options import Options
+
+
+def inspect(model: Model, *, input_dims: Mapping[str, int] | None = None) -> dict[str, object]:
+    """What a model is to qcompile: size, operators, what has no integer form and why, where it is rounded."""
+    context = pipeline.Context()
+    floats, plan, failed = driver.examine(model, input_dims or {}, context)
+    nodes = list(floats.graph)
+    counted = Counter(f"{n.domain}.{n.op_type}" if n.domain else n.op_type for n in nodes)
+    return {
+        "inputs": [
+            {"name": s.name, "shape": list(s.shape), "dtype": str(s.dtype)}
+            for s in driver.specs(floats)
+        ],
+        "outputs": [
+            {
+                "name": str(v.name),
+                "shape": [
+                    d if isinstance(d, int) else None for d in (v.shape.dims if v.shape else ())
+                ],
+            }
+            for v in floats.graph.outputs
+        ],
+        "nodes": len(nodes),
+        "operators": dict(sorted(counted.items())),
+        "parameters": sum(
+            math.prod(v.shape.numpy())
+            for v in floats.graph.initializers.values()
+            if v.shape is not None
+        ),
+        "unsupported": [{"node": n, "operator": op, "reason": why} for n, op, why in failed],
+        "slots": [
+            {
+                "tensor": s.tensor,
+                "kind": s.kind.value,
+                "format": str(s.format),
+                "members": list(s.members),
+            }
+            for s in plan.slots.values()
+        ],
+        "warnings": list(context.warnings),
+    }
+
+
+def quantize(
+    model: Model,
+    calibration: object,
+    output: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] = "default",
+    input_dims: Mapping[str, int] | None = None,
+    options: Options | None = None,
+    *,
+    force: bool = False,
+    log: Log = silent,
+) -> Path:
+    """Write the QDQ model (`qdq.onnx`) and the plan (`plan.toml`) to a folder, without any target."""
+    from qcompile.onnx import qdq
+
+    job = Job.checked(model, "x86", recipe, output, input_dims or {}, force, options or Options())
+    context = pipeline.Context(seed=job.options.seed, log=log)
+    side = driver.prepare(job, context)
+    data = driver.open_samples(job, side, calibration, context)
+    driver.calibrate(job, side, data, context)
+    with folder.staged(job.output) as place:
+        exported = qdq.export(side.model, side.plan).SerializeToString(deterministic=True)
+        folder.write(place, {"qdq.onnx": exported, "plan.toml": plans.dump(side.plan).encode()})
+        folder.publish(place, job.output)
+    return job.output
+
+
+def evaluate(
+    compiled: str | os.PathLike[str],
+    data: object,
+    *,
+    model: Model | None = None,
+    samples: int | None = None,
+) -> dict[str, object]:
+    """Metric (where labels are), agreement and SQNR of a compiled program against the float model it came from."""
+    from qcompile.data import open_data
+    from qcompile.onnx import frontend
+    from qcompile.onnx.execute import FloatSession
+
+    artifact = load(compiled)
+    floats = frontend.load(
+        _original(artifact.manifest, model), input_dims=_dims_of(artifact.manifest), warn=silent
+    )
+    dataset = open_data(data, driver.specs(floats), samples=samples)
+    outputs = [port.name for port, _ in artifact.graph.outputs]
+    session = FloatSession(floats, outputs)
+    real: dict[str, list[NDArray[np.generic]]] = {name: [] for name in outputs}
+    mine: dict[str, list[NDArray[np.generic]]] = {name: [] for name in outputs}
+    for batch in dataset:
+        f, q = session.run(batch), artifact.run(batch)
+        for name in outputs:
+            real[name].append(f[name])
+            mine[name].append(q[name])
+    rows: list[dict[str, object]] = []
+    for name in outputs:
+        a = np.concatenate(real[name]).astype(np.float64)
+        b = np.concatenate(mine[name]).astype(np.float64)
+        noise, signal = float(np.square(a - b).sum()), float(np.square(a).sum())
+        row: dict[str, object] = {
+            "name": name,
+            "samples": len(a),
+            "sqnr_db": float(10 * np.log10(signal / noise)) if noise > 0 and signal > 0 else None,
+            "agreement": float((a.argmax(-1) == b.argmax(-1)).mean()),
+        }
+        if dataset.labels is not None and dataset.metric == "top1" and a.ndim == 2:
+            truth = dataset.labels[: len(a)]
+            before, after = (
+                float((a.argmax(-1) == truth).mean()),
+                float((b.argmax(-1) == truth).mean()),
+            )
+            row |= {
+                "metric": "top1",
+                "float": before,
+                "integer": after,
+                "delta_points": 100 * (after - before),
+            }
+        rows.append(row)
+    return {
+        "outputs": rows,
+        "samples": dataset.count,
+        "origin": dataset.origin,
+        "marked": dataset.marked,
+    }
+
+
+def _dims_of(data: Mapping[str, object]) -> dict[str, int]:
+    about = data.get("model")
+    dims = about.get("input_dims", {}) if isinstance(about, dict) else {}
+    return {str(k): int(v) for k, v in dims.items()} if isinstance(dims, dict) else {}
+
+
+def _original(data: Mapping[str, object], given: Model | None) -> Model:
+    """The float model a folder was compiled from; BadInput if it is gone or another one."""
+    about = data["model"]
+    assert isinstance(about, dict)
+    source = given if given is not None else about.get("file")
+    if source is None or (not isinstance(source, bytes) and not Path(source).is_file()):
+        raise BadInput(f"the float model {source or ''} is not there; name it with --model")
+    if sha256_of(source) != about.get("sha256"):
+        shown = "the given model" if isinstance(source, bytes) else str(source)
+        raise BadInput(f"{shown} is not the model this was compiled from (its sha256 differs)")
+    checked: Model = source
+    return checked
+
+
+def reproduce(
+    path: str | os.PathLike[str],
+    *,
+    model: Model | None = None,
+    calibration: object = None,
+    log: Log = silent,
+) -> Reproduction:
+    """Compile again from a manifest, by its plan or (with `calibration`) by the data; compare every hashed file."""
+    file = Path(path)
+    data = manifest.read(file)
+    source = _original(data, model)
+    plan = file.parent / "plan.toml" if calibration is None else None
+    recorded = data["recipe"]
+    assert isinstance(recorded, dict)
+    with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
+        again = Path(scratch) / "again"
+        options = replace(
+            manifest.options_of(data, plan), verify_samples=1, trace_samples=0, min_sqnr=None
+        )
+        options = replace(options, name=str(data["name"]), cpu=str(data["cpu"]))
+        driver.compile(source, str(data["target"]), calibration, str(recorded["name"]), again, _dims_of(data),
+                options=options, log=log)  # fmt: skip
+        return manifest.compare(data, again)
+
+
+def doctor() -> list[tuple[str, Sequence[str]]]:
+    """For every target, what is missing to build and run it here."""
+    return [(name, targets_.get(name).missing()) for name in targets_.names()]
+
+
+def targets() -> list[tuple[str, str, Sequence[str]]]:
+    """Every target: name, summary, what --cpu takes (the first is the default)."""
+    found = [targets_.get(name) for name in targets_.names()]
+    return [(t.name, t.summary, t.cpus) for t in found]
+
+
+def recipes() -> list[tuple[str, str]]:
+    """Every shipped recipe and what it does."""
+    return [(name, recipe.load(name).summary) for name in recipe.names()]

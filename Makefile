@@ -45,7 +45,7 @@ $(VENV)/.ready: pyproject.toml
 $(ORT120)/.ready:
 	$(PYTHON) -m venv $(ORT120)
 	$(ORT120)/bin/python -m pip install --quiet --upgrade pip
-	$(ORT120)/bin/python -m pip install --quiet 'onnxruntime==1.20.1' 'numpy<2.3' 'onnx<1.20'
+	$(ORT120)/bin/python -m pip install --quiet 'onnxruntime==1.20.1' 'numpy<2.3'
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""Real numbers to codes by a quantizer, and the integer types that hold them."""
+"""Real numbers become codes by a quantizer: weights, biases, clamps; and the integer types that hold them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qcompile.formats import Int
 from qcompile.ir import DType
 from qcompile.plan import Quantizer
 
-from .layers import Clamp
+from .layers import Clamp, Linear, initializer
 
 
 def storage(fmt: Int) -> DType:
@@ -39,3 +39,30 @@ def clamp_codes(clamp: Clamp, q: Quantizer) -> tuple[int, int]:
 
     lo, hi = code(clamp.lo, q.format.lo), code(clamp.hi, q.format.hi)
     return min(lo, hi), hi
+
+
+def product_codes(
+    term: Linear, q: Quantizer, wq: Quantizer
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Weights, output channels first, and bias with the zero point of the operand folded in.
+
+    TypeError for weights that are not symmetric, OverflowError for a bias beyond 32 bits.
+    """
+    name, array = term.weight.name, np.asarray(initializer(term.weight), np.float64)
+    channels = array.shape[term.channel_axis]
+    if any(wq.zero_point):
+        raise TypeError(f"the weights {name} have a zero point; only symmetric weights are integer")
+    if (wq.axis, len(wq.scale)) not in ((None, 1), (term.channel_axis, channels)):
+        raise TypeError(
+            f"the weights {name} have {len(wq.scale)} scales along axis {wq.axis}, not one "
+            f"or {channels} along axis {term.channel_axis}"
+        )
+    codes = np.moveaxis(quantize(array, wq), term.channel_axis, 0)
+    bias = np.zeros(1) if term.bias is None else np.asarray(initializer(term.bias), np.float64)
+    real = np.broadcast_to(bias.ravel(), (channels,))
+    # the product of two float32 numbers is exact in float64, so one correctly rounded division is all there is
+    b = np.rint(real / (np.float64(q.scale[0]) * np.array(wq.scale, np.float64)))
+    folded = b - q.zero_point[0] * codes.reshape(channels, -1).sum(axis=1)
+    if not np.abs(folded).max(initial=0) < 2**31:
+        raise OverflowError(f"the bias of {name} does not fit 32 bits")
+    return codes, folded.astype(np.int64)

@@ -37,12 +37,12 @@ from qcompile.ir import (
     TensorType,
     Value,
 )
-from qcompile.ir.arith import AccOperand, Fit, NoRoom, ValOperand, fit_rescale
+from qcompile.ir.arith import AccOperand, Fit, NoRoom, Val, ValOperand, fit_rescale
 from qcompile.ir.proof import accumulator_bound, code_range, prove, prove_rescale
 from qcompile.plan import Quantizer, QuantPlan
 
 from . import exact
-from .codes import clamp_codes, quantize, storage
+from .codes import clamp_codes, product_codes, quantize, storage
 from .layers import (
     Clamp,
     Join,
@@ -59,6 +59,7 @@ from .layers import (
     partition,
 )
 from .layout import Carried, Layout, Origin, channels_last
+from .sums import settle
 from .views import Cut, Framed, Largest, Permuted, Reshaped, counts, static_dims
 
 Requant = Literal["dyadic", "shift"]
@@ -127,28 +128,6 @@ class _Sum:
     accs: list[tuple[Value, AccOperand]] = field(default_factory=list)
     vals: list[tuple[Value, ValOperand, int]] = field(default_factory=list)
     spatial: bool = False
-
-    def fit(self, bits: int, power_of_two: bool) -> Fit:
-        """Constants for it; NoRoom where 32 bits hold none."""
-        return fit_rescale(
-            [a for _, a in self.accs],
-            [v for _, v, _ in self.vals],
-            bits=bits,
-            power_of_two=power_of_two,
-        )
-
-    def reach(self) -> Fraction:
-        """How many output steps it can amount to."""
-        return sum((_reach(a) for _, a in self.accs), Fraction(0)) + sum(
-            (v.reach * v.scale for _, v, _ in self.vals), Fraction(0)
-        )
-
-
-def _reach(a: AccOperand) -> Fraction:
-    if len(a.bound) == 1:
-        return a.bound[0] * max(a.scale)
-    scales = a.scale * (len(a.bound) if len(a.scale) == 1 else 1)
-    return max(b * s for b, s in zip(a.bound, scales, strict=True))
 
 
 class _Integerizer:
@@ -228,6 +207,7 @@ class _Integerizer:
         return q
 
     def weight_quantizer(self, value: ir.Value) -> Quantizer:
+        """The quantizer of a tensor, which may have one scale per channel."""
         q = self.plan.of(str(value.name))
         if q is None:
             raise Unsupported(f"{value.name} has no quantizer; calibrate first")
@@ -329,43 +309,50 @@ class _Integerizer:
         return self.emit_rescale(layer, name, _Sum(vals=[(code, operand, 1)]), q, clamp)
 
     def emit_rescale(self, layer: str, out: str, parts: _Sum, q: Quantizer, clamp: Clamp) -> Value:
-        """One Rescale; where 32 bits have no room for its sum, the last accumulator goes through int16 first."""
-        bits = 16 if q.format.bits <= 8 else 24
-        while True:
-            try:
-                fit = parts.fit(bits, self.shift)
-                break
-            except NoRoom:
-                if not parts.accs or len(parts.accs) + len(parts.vals) == 1:
-                    raise
-                self.through_int16(layer, f"{out}:wide{len(parts.accs) - 1 or ''}", parts, q)
-        signed = tuple(
-            replace(v, multiplier=tuple(n * sign for n in v.multiplier))
-            for v, (_, _, sign) in zip(fit.vals, parts.vals, strict=True)
+        """One Rescale; where 32 bits have no room for its sum, its last accumulators go through int16 first."""
+        found = settle(
+            [a for _, a in parts.accs],
+            [v for _, v, _ in parts.vals],
+            q.format,
+            power_of_two=self.shift,
         )
+        accs = [v for v, _ in parts.accs]
+        vals = [v for v, _, _ in parts.vals]
+        signs = [sign for _, _, sign in parts.vals]
+        for way in found.narrowed:
+            label = f"{out}:wide{len(accs) - 1 or ''}"
+            vals.append(self.rescale(layer, label, way.fit, [accs.pop()], DType.I16, parts.spatial))
+            signs.append(1)
         lo, hi = clamp_codes(clamp, q)
-        zero = q.zero_point[0]
-        op = Rescale(fit.accs, signed, fit.f, zero, lo, hi, storage(q.format), parts.spatial)
-        self.done.multiplier_errors[out] = float(fit.multiplier_error)
-        operands = [v for v, _ in parts.accs] + [v for v, _, _ in parts.vals]
-        return self.graph.add(op, *operands, name=out, layer=layer)
+        fit = replace(found.fit, vals=tuple(map(_signed, found.fit.vals, signs)))
+        return self.rescale(
+            layer,
+            out,
+            fit,
+            [*accs, *vals],
+            storage(q.format),
+            parts.spatial,
+            q.zero_point[0],
+            lo,
+            hi,
+        )
 
-    def through_int16(self, layer: str, label: str, parts: _Sum, q: Quantizer) -> None:
-        """Round the last accumulator to int16, at the finest power-of-two step, up to 2**-14, that loses no result.
-
-        It spans its own bound, or whatever the rest of the sum could still bring back into the range of `q`.
-        """
-        value, operand = parts.accs.pop()
-        span = min(_reach(operand), q.format.levels + parts.reach())
-        k = 14
-        while span * Fraction(2) ** k > 32767:
-            k -= 1
-        fine = replace(operand, scale=tuple(s * Fraction(2) ** k for s in operand.scale))
-        fit = _Sum([(value, fine)]).fit(24, self.shift)
-        op = Rescale(fit.accs, (), fit.f, 0, -32768, 32767, DType.I16, parts.spatial)
-        made = self.graph.add(op, value, name=label, layer=layer)
-        self.done.multiplier_errors[label] = float(fit.multiplier_error)
-        parts.vals.append((made, ValOperand(Fraction(2) ** -k, 0, -32768, 32767), 1))
+    def rescale(
+        self,
+        layer: str,
+        name: str,
+        fit: Fit,
+        operands: list[Value],
+        out: DType,
+        spatial: bool,
+        zero: int = 0,
+        lo: int | None = None,
+        hi: int | None = None,
+    ) -> Value:
+        lo, hi = out.lo if lo is None else lo, out.hi if hi is None else hi
+        self.done.multiplier_errors[name] = float(fit.multiplier_error)
+        op = Rescale(fit.accs, fit.vals, fit.f, zero, lo, hi, out, spatial)
+        return self.graph.add(op, *operands, name=name, layer=layer)
 
     # --- accumulators -------------------------------------------------------------------------------------------
 
@@ -384,48 +371,26 @@ class _Integerizer:
                 return self.graph.add(Mul(za, zb), a, b, name=label, layer=layer), (sa * sb,)
 
     def linear(self, term: Linear, layer: str, label: str) -> tuple[Value, tuple[Fraction, ...]]:
-        node, x = term.node, str(term.x.name)
+        x, name = str(term.x.name), str(term.weight.name)
         q, wq = self.quantizer(term.x), self.weight_quantizer(term.weight)
-        codes = self.weights(term, wq)
-        sw = np.array(wq.scale, np.float64)
-        bias = np.zeros(1) if term.bias is None else initializer(term.bias)
-        real = np.broadcast_to(np.asarray(bias, np.float64).ravel(), codes.shape[:1])
-        # the product of two float32 numbers is exact in float64, so one correctly rounded division is all there is
-        b = np.rint(real / (np.float64(q.scale[0]) * sw))
-        zero = q.zero_point[0]
-        folded = b - zero * codes.reshape(len(codes), -1).sum(axis=1)
-        if np.abs(folded).max(initial=0) >= 2**31:
-            raise OverflowError("a bias does not fit 32 bits")
-        if node.op_type == "Conv":
-            rank = codes.ndim
-            value, codes = self.tensors.want(x, channels_last(rank)), np.moveaxis(codes, 1, -1)
-            a = node.attributes
-            op: Op = Conv(
-                _ints(node, "strides"), _ints(node, "pads"), _ints(node, "dilations"),
-                a.get_int("group", 1), zero,
-            )  # fmt: skip
+        codes, bias = product_codes(term, q, wq)
+        if term.node.op_type == "Conv":
+            value, codes = (
+                self.tensors.want(x, channels_last(codes.ndim)),
+                np.moveaxis(codes, 1, -1),
+            )
+            a = term.node.attributes
+            strides, pads, dilations = (
+                tuple(a.get_ints(key)) for key in ("strides", "pads", "dilations")
+            )
+            op: Op = Conv(strides, pads, dilations, a.get_int("group", 1), q.zero_point[0])
         else:
             value, order = self.tensors.rows(x)
             op, codes = MatMul(), codes if order is None else codes[:, list(order)]
-        wv = self.constant(str(term.weight.name), codes, storage(wq.format))
-        bv = self.constant(f"{layer}:bias", folded, DType.I32)
+        w = self.constant(name, codes, storage(wq.format))
+        b = self.constant(f"{layer}:bias", bias, DType.I32)
         scales = tuple(Fraction(q.scale[0]) * Fraction(s) for s in wq.scale)
-        return self.graph.add(op, value, wv, bv, name=label, layer=layer), scales
-
-    def weights(self, term: Linear, q: Quantizer) -> NDArray[np.int64]:
-        """Codes of weights, output channels first."""
-        name, array = term.weight.name, np.asarray(initializer(term.weight), np.float64)
-        channels = array.shape[term.channel_axis]
-        if any(q.zero_point):
-            raise TypeError(
-                f"the weights {name} have a zero point; only symmetric weights are integer"
-            )
-        if (q.axis, len(q.scale)) not in ((None, 1), (term.channel_axis, channels)):
-            raise TypeError(
-                f"the weights {name} have {len(q.scale)} scales along axis {q.axis}, not one "
-                f"or {channels} along axis {term.channel_axis}"
-            )
-        return np.moveaxis(quantize(array, q), term.channel_axis, 0)
+        return self.graph.add(op, value, w, b, name=label, layer=layer), scales
 
     def pooled(self, term: Pooled, layer: str, label: str) -> tuple[Value, tuple[Fraction, ...]]:
         q, shape = self.quantizer(term.x), static_dims(term.x)
@@ -511,8 +476,8 @@ class _Integerizer:
                 axes = channels_last(len(axes))
                 op: Op = MaxPool(w.kernel, w.strides, w.pads, w.dilations)
             case Cut(starts=starts, ends=ends, steps=steps):
-                rows = (tuple(row[a - 1] for a in axes[1:]) for row in (starts, ends, steps))
-                op = Slice(*rows)
+                kept = (tuple(row[a - 1] for a in axes[1:]) for row in (starts, ends, steps))
+                op = Slice(*kept)
             case Framed(begins=begins, ends=ends, value=value):
                 fill = quantize(np.array([value]), self.quantizer(layer.x))
                 widths = tuple(row[a - 1] for row in (begins, ends) for a in axes[1:])
@@ -521,6 +486,5 @@ class _Integerizer:
         self.tensors.hold(out, Carried(made, axes))
 
 
-def _ints(node: ir.Node, name: str) -> tuple[int, ...]:
-    """An attribute of the canonical form."""
-    return tuple(node.attributes.get_ints(name))
+def _signed(val: Val, sign: int) -> Val:
+    return replace(val, multiplier=tuple(sign * n for n in val.multiplier))

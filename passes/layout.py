@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qcompile.errors import Unsupported
 from qcompile.ir import Graph, Reshape, Transpose, Value
 
 
@@ -96,7 +97,9 @@ class Layout:
         size = math.prod(rest)
         count = held.value.type.size // size
         if count * size != held.value.type.size or rows not in (None, count):
-            raise TypeError("a Reshape mixes rows of the batch, which an integer graph cannot do")
+            raise Unsupported(
+                f"node {layer}: a Reshape that mixes samples of the batch has no integer form; keep the batch axis"
+            )
         shape = count, *rest
         if _sizes(held) == shape:
             return held

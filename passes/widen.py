@@ -1,25 +1,50 @@
-"""Keep every bias and every rescale inside 32 bits by coarser weight scales, where they would not fit."""
+"""Keep every bias and every sum inside 32 bits by coarser scales, where they would not fit."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
+from qcompile.errors import Unsupported
+from qcompile.ir.arith import ACC_LIMIT, AccOperand, NoRoom, ValOperand
+from qcompile.ir.proof import product_bound
 from qcompile.pipeline import Context
-from qcompile.plan import QuantPlan
+from qcompile.plan import Quantizer, QuantPlan
 
-from .layers import Linear, Rescaled, initializer, partition
+from .codes import product_codes
+from .layers import (
+    Join,
+    Layer,
+    Linear,
+    Operand,
+    Pooled,
+    Product,
+    Rescaled,
+    Term,
+    initializer,
+    partition,
+)
+from .sums import reach, settle
+from .views import counts, static_dims
+
+_DOUBLINGS = 160
+"""From the finest scale that calibration gives, 2**-102, to far beyond one."""
+_EASY = 1 << 28
+"""An accumulator alone that reaches no more output steps always has constants."""
 
 
 @dataclass(frozen=True)
 class Widen:
-    """Every bias fits `bias_bits` bits at its accumulator's scale; no accumulator step is below 2**-28 output steps.
+    """Every bias fits `bias_bits` bits at its accumulator's scale, and every sum has constants that fit 32 bits.
 
     A channel of very small weights under an ordinary bias (a dead filter, a folded BatchNorm) would otherwise
-    overflow or saturate its bias; its weights lose precision instead, which such a channel does not miss.
+    overflow or saturate its bias; its weights lose precision instead, which such a channel does not miss. A result
+    that is all but constant (a dead layer) would ask for multipliers beyond 32 bits; its scale is doubled until not.
     """
 
     name: ClassVar[str] = "widen"
@@ -27,37 +52,144 @@ class Widen:
     fuse_residual: bool = True
 
     def __call__(self, model: ir.Model, plan: QuantPlan, context: Context) -> bool:
-        """Enlarge weight scales in the plan; name the layers in the log."""
+        """Enlarge scales in the plan; name the layers in the log."""
+        layers = partition(model, fuse_residual=self.fuse_residual)
+        # the second time for layers before one that widened the scale they share
+        return any([self._layer(layer, plan, context) for layer in [*layers, *layers]])
+
+    def _layer(self, layer: Layer, plan: QuantPlan, context: Context) -> bool:
+        terms = layer.terms if isinstance(layer, Rescaled) else ()
+        out = str(layer.out.name)
+        key, q = plan.owner(out), plan.of(out)
+        if not isinstance(layer, Rescaled | Join) or key is None or q is None:
+            return False
+        before = dict(plan.quantizers)
+        if self._weights(layer.name, terms, q, plan):
+            context.log(
+                f"widen: weight scales of {layer.name} enlarged so that its bias fits 32 bits"
+            )
+        for doublings in range(_DOUBLINGS):
+            if _fits(layer, plan):
+                if doublings:
+                    context.log(f"widen: scale of {key} enlarged so that its sum fits 32 bits")
+                return plan.quantizers != before
+            q = replace(q, scale=(2.0 * q.scale[0],))
+            plan.quantizers[key] = q
+            self._weights(layer.name, terms, q, plan)
+        # nothing helps: integerize says what is wrong
+        plan.quantizers.clear()
+        plan.quantizers.update(before)
+        return False
+
+    def _weights(self, layer: str, terms: Sequence[Term], y: Quantizer, plan: QuantPlan) -> bool:
+        """No accumulator step is below 2**-28 output steps, and none too small for its bias."""
         changed = False
-        for layer in partition(model, fuse_residual=self.fuse_residual):
-            if isinstance(layer, Rescaled):
-                for term in layer.terms:
-                    if isinstance(term, Linear) and self._widen(term, layer, plan):
-                        changed = True
-                        context.log(
-                            f"widen: weight scales of {layer.name} enlarged so that its bias fits 32 bits"
-                        )
+        for term in terms:
+            if not isinstance(term, Linear):
+                continue
+            x, w = plan.of(str(term.x.name)), plan.of(str(term.weight.name))
+            if x is None or w is None:
+                continue
+            bias = (
+                np.zeros(1) if term.bias is None else np.asarray(initializer(term.bias), np.float64)
+            )
+            need = np.maximum(
+                np.abs(bias.ravel()) / (x.scale[0] * 2.0**self.bias_bits),
+                y.scale[0] / x.scale[0] * 2.0**-28,
+            )
+            if not need.max() < np.finfo(np.float32).max:
+                raise Unsupported(
+                    f"node {layer}: its bias of {np.abs(bias).max():.3g} is beyond 32 bits for any weights; "
+                    "repair the model, or calibrate its input on a wider range"
+                )
+            scale = np.array(w.scale, np.float64)
+            if len(scale) == 1:
+                need = need.max(keepdims=True)
+            short = scale < need
+            if short.any():
+                above = np.nextafter(need.astype(np.float32), np.float32(np.inf))
+                wider = np.broadcast_to(np.where(short, above, scale), scale.shape)
+                key = plan.owner(str(term.weight.name))
+                assert key is not None
+                plan.quantizers[key] = replace(w, scale=tuple(float(s) for s in wider))
+                changed = True
         return changed
 
-    def _widen(self, term: Linear, layer: Rescaled, plan: QuantPlan) -> bool:
-        x, y, w = (plan.of(str(v.name)) for v in (term.x, layer.out, term.weight))
-        if x is None or y is None or w is None:
-            return False
-        bias = np.zeros(1) if term.bias is None else np.asarray(initializer(term.bias), np.float64)
-        need = np.maximum(
-            np.abs(bias.ravel()) / (x.scale[0] * 2.0**self.bias_bits),
-            y.scale[0] / x.scale[0] * 2.0**-28,
-        )
-        scale = np.array(w.scale, np.float64)
-        if len(scale) == 1:
-            need = need.max(keepdims=True)
-        short = scale < need
-        if not short.any():
-            return False
-        wider = np.where(short, np.nextafter(need.astype(np.float32), np.float32(np.inf)), scale)
-        key = plan.owner(str(term.weight.name))
-        assert key is not None
-        plan.quantizers[key] = replace(
-            w, scale=tuple(float(np.float32(s)) for s in np.broadcast_to(wider, scale.shape))
-        )
+
+def _fits(layer: Rescaled | Join, plan: QuantPlan) -> bool:
+    """Does every rescale of a layer have constants? Yes also where that is not what keeps it from being integer."""
+    q = plan.of(str(layer.out.name))
+    assert q is not None
+    try:
+        for accs, vals in _sums(layer, q, plan):
+            if len(accs) == 1 and not vals and reach(accs[0]) < _EASY:
+                continue
+            settle(accs, vals, q.format)
+    except NoRoom:
+        return False
+    except (TypeError, OverflowError):
         return True
+    return True
+
+
+def _sums(
+    layer: Rescaled | Join, y: Quantizer, plan: QuantPlan
+) -> Iterator[tuple[list[AccOperand], list[ValOperand]]]:
+    """What each rescale of a layer adds up, in steps of its result; accumulators beyond 32 bits are left out."""
+
+    def value(x: Quantizer) -> ValOperand:
+        ratio = Fraction(x.scale[0]) / Fraction(y.scale[0])
+        return ValOperand(ratio, x.zero_point[0], x.format.lo, x.format.hi)
+
+    if isinstance(layer, Join):
+        quantizers = [plan.of(str(x.name)) for x in layer.xs if initializer(x) is None]
+        yield from (([], [value(x)]) for x in quantizers if x is not None and x != y)
+        return
+    accs: list[AccOperand] = []
+    vals: list[ValOperand] = []
+    for term in layer.terms:
+        match term:
+            case Operand(value=v):
+                x = plan.of(str(v.name))
+                if x is not None:
+                    vals.append(value(x))
+            case _:
+                acc = _accumulator(term, y, plan)
+                if acc is not None and max(acc.bound) < ACC_LIMIT:
+                    accs.append(acc)
+    if accs or vals:
+        yield accs, vals
+
+
+def _accumulator(
+    term: Linear | Pooled | Product, y: Quantizer, plan: QuantPlan
+) -> AccOperand | None:
+    """An accumulator's scale and bound, whatever codes come in; None where the plan is not complete."""
+    q = plan.of(str(term.x.name))
+    other = (
+        None if isinstance(term, Pooled) else term.weight if isinstance(term, Linear) else term.y
+    )
+    w = q if other is None else plan.of(str(other.name))
+    if q is None or w is None:
+        return None
+    unit = Fraction(q.scale[0]) / Fraction(y.scale[0])
+    far = _far(q)
+    match term:
+        case Linear():
+            codes, bias = product_codes(term, q, w)
+            bound = product_bound(codes, bias, q.format.lo, q.format.hi)
+            return AccOperand(
+                tuple(unit * Fraction(s) for s in w.scale), tuple(int(b) for b in bound)
+            )
+        case Product():
+            return AccOperand((unit * Fraction(w.scale[0]),), (far * _far(w),))
+        case Pooled(window=window):
+            size = static_dims(term.x)[2:]
+            each = (int(np.prod(size)),) if window is None else counts(term.node, size, window)
+            bound_ = far * (each[0] if window is None else int(np.prod(window.kernel)))
+            return AccOperand(tuple(unit / n for n in each), (bound_,))
+
+
+def _far(q: Quantizer) -> int:
+    """The largest distance of a code from the zero point."""
+    return max(q.format.hi - q.zero_point[0], q.zero_point[0] - q.format.lo)

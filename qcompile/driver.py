@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Log = Callable[[str], None]
 
-ACCURACY_SAMPLES = 64
+ACCURACY_SAMPLES, MEASURED_ROWS = 64, 8
 SELF_TEST_ROWS = 2
 
 
@@ -320,8 +320,14 @@ def _measure(
 ) -> Measured:
     from qcompile.measure import measure
 
-    samples = [data.rows(ACCURACY_SAMPLES)]
-    return measure(side.model, exported.qdq, side.plan, integerized, samples, job.options.threads)
+    samples = data.rows(ACCURACY_SAMPLES)
+    # all values of all rows at once would take gigabytes for a large network
+    few = (
+        {k: a[at : at + MEASURED_ROWS] for k, a in samples.items()}
+        for at in range(0, ACCURACY_SAMPLES, MEASURED_ROWS)
+    )
+    batches = (b for b in few if all(len(a) for a in b.values()))
+    return measure(side.model, exported.qdq, side.plan, integerized, batches, job.options.threads)
 
 
 def _about(side: FloatSide) -> facts.FloatModel:

@@ -91,7 +91,8 @@ def measure(
     }
     tensors = [t for t in tensors if t in computed]
     floats = FloatSession(model, tensors, threads)
-    fakes = FloatSession(onnx_ir.from_proto(fake_quant), outputs, threads)
+    made = [t for t in tensors if t not in {v.name for v in model.graph.inputs}]
+    fakes = FloatSession(onnx_ir.from_proto(fake_quant), made, threads)
     result = Measured(tensors={t: Stages() for t in tensors})
     agreed = dict.fromkeys(outputs, 0)
     counted = dict.fromkeys(outputs, 0)
@@ -116,11 +117,14 @@ def measure(
                 origin.tensor,
             )
 
+        for name in made:
+            result.tensors[name].fake_quant.add(
+                real[name].astype(np.float64), fake[name].astype(np.float64)
+            )
         got = border.decode(graph, _rows(graph, codes, seen))
         for name in outputs:
             stage = result.tensors[name]
             r = real[name].astype(np.float64)
-            stage.fake_quant.add(r, fake[name].astype(np.float64))
             if stage.count == 0 or name not in {o.tensor for o in origins.values()}:
                 stage.integer.add(r, got[name])
             agreed[name] += int((r.argmax(-1) == got[name].argmax(-1)).sum())

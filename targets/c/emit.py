@@ -189,38 +189,15 @@ class _Program:
         reads = " and ".join(type_comment(v.type) for v in (*node.inputs[:2], *step.terms))
         parts.append(f"of {reads} to {type_comment(step.output.type)}")
         if step.macs:
-            parts.append(f"{step.macs} multiplications")
+            parts.append(f"{step.macs} multiply-accumulates")
         if shared:
             parts.append("in place")
         return f"{c_comment(step.name)}: {', '.join(parts)} ({kernel.name})"
 
     def files(self, vectors: Sequence[Codes]) -> Lowered:
         """Render everything."""
-        stored: dict[str, int] = {}
-        functions: list[str] = []
-        calls: list[str] = []
-
-        def trace(value: Value) -> None:
-            stored[value.name] = len(stored)
-            pointer, size = self._pointer(value), value.type.bytes
-            calls.append(f"STORED({stored[value.name]}, {pointer}, {size});")
-            for alias in (n.output for n, _ in value.uses if isinstance(n.op, Reshape)):
-                trace(alias)
-
-        for v in (*(v for _, v in self.graph.inputs), *self.graph.constants()):
-            for alias in (n.output for n, _ in v.uses if isinstance(n.op, Reshape)):
-                trace(alias)
-        for index, step in enumerate(self.steps):
-            definition, call = self._function(index)
-            functions.append(definition)
-            calls.append(call)
-            trace(step.output)
-        for i, (_, v) in enumerate(self.graph.outputs):
-            if self.claimed.get(_root(v)) != i:
-                calls.append(f"memcpy(output{i}, {self._pointer(v)}, {v.type.bytes});")
+        functions, calls, stored = self._code()
         weight_bytes = sum(data.nbytes for _, data in self.arrays.values())
-        macs = sum(step.macs for step in self.steps)
-        fused = [step.node.output.name for step in self.steps if step.rescale is not None]
         common = {
             "name": self.name,
             "NAME": self.name.upper(),
@@ -231,7 +208,7 @@ class _Program:
             "arena": self.arena,
             "align": k.ALIGN,
         }
-        files = {
+        texts = {
             "arith.h": render(
                 "arith.h.j2",
                 constant=arith.LINE_CONSTANT,
@@ -246,12 +223,6 @@ class _Program:
                 includes=list(dict.fromkeys(i for kernel in self.kernels for i in kernel.includes)),
                 functions=functions,
                 calls=calls,
-                pointers=[
-                    *(f"input{i}" for i in range(len(self.graph.inputs))),
-                    *(f"output{i}" for i in range(len(self.graph.outputs))),
-                    "arena",
-                ],
-                uses_memory=bool(self._arena_comment()),
                 homes=[
                     f"{c_type(v.type.dtype)} *const {self.pointers[v]} ="
                     f" {cast(c_type(v.type.dtype), 'memory', self.plan.offsets[v.name])};"
@@ -259,7 +230,7 @@ class _Program:
                     if v not in self.claimed
                 ],
                 layout=self._arena_comment(),
-                macs=macs,
+                macs=sum(step.macs for step in self.steps),
                 weight_bytes=weight_bytes,
             ),
             "weights.h": render(
@@ -270,16 +241,45 @@ class _Program:
             "vectors.h": render("vectors.h.j2", **common, **self._vectors(vectors)),
         }
         return Lowered(
-            files={path: layout(text).encode() for path, text in files.items()},
+            files={path: layout(text).encode() for path, text in texts.items()},
             arena_bytes=self.arena,
             weight_bytes=weight_bytes,
             stored=stored,
-            fused=fused,
+            fused=[step.node.output.name for step in self.steps if step.rescale is not None],
             layers=[
                 Layer(step.name, kernel.name, step.macs, kernel.scratch(step).bytes)
                 for step, kernel in zip(self.steps, self.kernels, strict=True)
             ],
         )
+
+    def _code(self) -> tuple[list[str], list[str], dict[str, int]]:
+        """Functions of the layers, statements of `run`, trace ids in order of execution."""
+        functions: list[str] = []
+        calls: list[str] = []
+        stored: dict[str, int] = {}
+
+        def trace(value: Value) -> None:
+            stored[value.name] = len(stored)
+            pointer, size = self._pointer(value), value.type.bytes
+            calls.append(f"STORED({stored[value.name]}, {pointer}, {size});")
+            trace_aliases(value)
+
+        def trace_aliases(value: Value) -> None:
+            for user, _ in value.uses:
+                if isinstance(user.op, Reshape):
+                    trace(user.output)
+
+        for v in (*(v for _, v in self.graph.inputs), *self.graph.constants()):
+            trace_aliases(v)
+        for index, step in enumerate(self.steps):
+            definition, call = self._function(index)
+            functions.append(definition)
+            calls.append(call)
+            trace(step.output)
+        for i, (_, v) in enumerate(self.graph.outputs):
+            if self.claimed.get(_root(v)) != i:
+                calls.append(f"memcpy(output{i}, {self._pointer(v)}, {v.type.bytes});")
+        return functions, calls, stored
 
     def _signature(self) -> str:
         ports = [
@@ -304,21 +304,22 @@ class _Program:
 
     def _vectors(self, vectors: Sequence[Codes]) -> Mapping[str, object]:
         expected = [self.graph.run(v) for v in vectors]
-        rows = [(p.name, v.type, "input", vectors) for p, v in self.graph.inputs]
-        more = [(p.name, v.type, "output", expected) for p, v in self.graph.outputs]
-        tables = []
-        for ports in (rows, more):
-            for i, (port, kind, role, codes) in enumerate(ports):
-                data = [numbers(c[port]) for c in codes] or ["0"]
-                tables.append(
-                    {
-                        "type": c_type(kind.dtype),
-                        "name": f"{self.name}_vector_{role}_{i}",
-                        "size": kind.size,
-                        "rows": data,
-                    }
+        return {
+            "count": len(vectors),
+            "tables": [
+                {
+                    "type": c_type(value.type.dtype),
+                    "name": f"{self.name}_vector_{role}_{i}",
+                    "size": value.type.size,
+                    "rows": [numbers(row[port.name]) for row in codes] or ["0"],
+                }
+                for role, ports, codes in (
+                    ("input", self.graph.inputs, vectors),
+                    ("output", self.graph.outputs, expected),
                 )
-        return {"count": len(vectors), "tables": tables}
+                for i, (port, value) in enumerate(ports)
+            ],
+        }
 
 
 def _root(value: Value) -> Value:
@@ -343,6 +344,7 @@ def _port(role: str, at: int, port: Port, value: Value) -> Mapping[str, object]:
     scale = f"{np.float32(port.scale):.9g}"
     return {
         "macro": f"{role}_{at}",
+        "pointer": f"{role.lower()}{at}",
         "name": c_string(port.name),
         "type": c_type(kind.dtype),
         "size": kind.size,

@@ -13,9 +13,7 @@ from .layers import Clamp, Linear, initializer
 
 
 def storage(fmt: Int) -> DType:
-    """The type that holds codes of a signed format; TypeError for an unsigned one."""
-    if not fmt.signed:
-        raise TypeError(f"{fmt} codes have no integer form here, only signed ones")
+    """The type that holds codes of a signed format."""
     return DType.of(fmt.bits) if fmt.bits <= 8 else DType.I16 if fmt.bits <= 16 else DType.I32
 
 

@@ -39,8 +39,11 @@ def _power(x: Real, y: Real) -> Real:
     return x ** (int(y) if y == int(y) else y)
 
 
-def _elementary(node: ir.Node) -> Callable[..., Real]:
-    """The meaning of an elementwise operator on exact numbers (ONNX operator specification, opset 21)."""
+def _elementary(node: ir.Node, name: str | None) -> Callable[..., Real]:
+    """The meaning of an elementwise operator on exact numbers (ONNX operator specification, opset 21).
+
+    Unsupported names the node of the model that it is or is part of.
+    """
     c = _CONTEXT
 
     def number(name: str, default: float) -> Real:
@@ -57,6 +60,7 @@ def _elementary(node: ir.Node) -> Callable[..., Real]:
     table: Mapping[str, Callable[..., Real]] = {
         "Abs": abs,
         "Add": lambda x, y: x + y,
+        "Ceil": c.ceil,
         "Celu": lambda x: (
             max(x, zero) + min(zero, number("alpha", 1) * c.expm1(x / number("alpha", 1)))
         ),
@@ -66,6 +70,7 @@ def _elementary(node: ir.Node) -> Callable[..., Real]:
         "Elu": lambda x: x if x >= 0 else number("alpha", 1) * c.expm1(x),
         "Erf": c.erf,
         "Exp": c.exp,
+        "Floor": c.floor,
         "Gelu": lambda x: _gelu(
             x,
             node.attributes["approximate"].as_string()
@@ -77,14 +82,16 @@ def _elementary(node: ir.Node) -> Callable[..., Real]:
         "Identity": lambda x: x,
         "LeakyRelu": lambda x: x if x >= 0 else number("alpha", 0.01) * x,
         "Log": c.log,
-        "Max": max,
-        "Min": min,
+        "Max": lambda *xs: max(xs),
+        "Min": lambda *xs: min(xs),
         "Mish": lambda x: x * c.tanh(_softplus(x)),
         "Mul": lambda x, y: x * y,
         "Neg": lambda x: -x,
+        "PRelu": lambda x, slope: x if x >= 0 else slope * x,
         "Pow": _power,
         "Reciprocal": lambda x: 1 / x,
         "Relu": lambda x: max(x, zero),
+        "Round": c.nint,
         "Selu": lambda x: (
             number("gamma", 1.0507009873554805)
             * (x if x > 0 else number("alpha", 1.6732632423543772) * c.expm1(x))
@@ -98,6 +105,7 @@ def _elementary(node: ir.Node) -> Callable[..., Real]:
             c.sqrt(x) if x >= 0 else _undefined("the square root of a negative number")
         ),
         "Sub": lambda x, y: x - y,
+        "Sum": lambda *xs: sum(xs, zero),
         "Swish": lambda x: x * _sigmoid(number("alpha", 1) * x),
         "Tan": c.tan,
         "Tanh": c.tanh,
@@ -105,7 +113,7 @@ def _elementary(node: ir.Node) -> Callable[..., Real]:
     }
     if node.op_type not in table:
         raise Unsupported(
-            f"node {node.name}: {node.op_type} has no table; replace it by supported operators"
+            f"node {name}: {node.op_type} has no table; replace it by supported operators"
         )
     return table[node.op_type]
 
@@ -114,22 +122,46 @@ def _undefined(what: str) -> Real:
     raise ValueError(what)
 
 
+def meaning(model: ir.Model, node: ir.Node) -> Callable[[Real], Real]:
+    """What a unary node (a standard operator or a function of the model) makes of an exact number.
+
+    Unsupported names the node where an operator has no exact meaning here.
+    """
+    if not node.domain:
+        return _elementary(node, node.name)
+    function = model.functions[node.op_identifier()]
+    numbers: dict[ir.Value, Real] = {}
+    steps: list[tuple[ir.Node, Callable[..., Real]]] = []
+    for inner in function:
+        if inner.op_type == "Constant":
+            numbers[inner.outputs[0]] = _CONTEXT.mpf(float(_constant(inner).reshape(())))
+        else:
+            steps.append((inner, _elementary(inner, node.name)))
+
+    def evaluate(x: Real) -> Real:
+        known = numbers | {function.inputs[0]: x}
+        for inner, step in steps:
+            args = [None if v is None else known[v] for v in inner.inputs]
+            known[inner.outputs[0]] = step(*args)
+        return known[function.outputs[0]]
+
+    return evaluate
+
+
 def unary(model: ir.Model, node: ir.Node, xs: Sequence[Real]) -> list[Real]:
-    """The values of a unary node (a standard operator or a function of the model) on exact inputs.
+    """The values of a unary node on exact inputs.
 
     An undefined value (the logarithm of a negative number) is refused, naming the node: a table has no place for it.
     """
-    if not node.domain:
-        evaluate = _elementary(node)
-        return [_guarded(node, evaluate, x) for x in xs]
-    function = model.functions[node.op_identifier()]
-    return [_guarded(node, lambda x: _body(function, x), x) for x in xs]
+    evaluate = meaning(model, node)
+    return [_guarded(node, evaluate, x) for x in xs]
 
 
 def _guarded(node: ir.Node, evaluate: Callable[[Real], Real], x: Real) -> Real:
     try:
         y = evaluate(x)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, TypeError):
+        # complex numbers have no order
         y = None
     if y is None or isinstance(y, mpmath.mpc) or not _CONTEXT.isfinite(y):
         shown = mpmath.nstr(x, 6)
@@ -138,17 +170,6 @@ def _guarded(node: ir.Node, evaluate: Callable[[Real], Real], x: Real) -> Real:
             "clip its input in the model"
         )
     return y
-
-
-def _body(function: ir.Function, x: Real) -> Real:
-    env: dict[ir.Value, Real] = {function.inputs[0]: x}
-    for node in function:
-        args: list[Real | None] = [None if v is None else env[v] for v in node.inputs]
-        if node.op_type == "Constant":
-            env[node.outputs[0]] = _CONTEXT.mpf(float(_constant(node).reshape(())))
-            continue
-        env[node.outputs[0]] = _elementary(node)(*args)
-    return env[function.outputs[0]]
 
 
 def _constant(node: ir.Node) -> NDArray[np.generic]:
@@ -176,10 +197,12 @@ def table(
     y_scale: float,
     y_zero: int,
 ) -> list[int]:
-    """round(f((code - x_zero) * x_scale) / y_scale) + y_zero for every code, half to even, not yet clamped."""
+    """round(f((code - x_zero) * x_scale) / y_scale) + y_zero for every code, half to even, within 2**40."""
     c = _CONTEXT
+    far = c.mpf(2) ** 40
     reals = [c.mpf(code - x_zero) * c.mpf(x_scale) for code in codes]
-    return [int(c.nint(y / c.mpf(y_scale))) + y_zero for y in unary(model, node, reals)]
+    steps = [min(max(y / c.mpf(y_scale), -far), far) for y in unary(model, node, reals)]
+    return [int(c.nint(step)) + y_zero for step in steps]
 
 
 def exponentials(count: int, scale: float, fraction: int) -> list[int]:

@@ -211,6 +211,10 @@ class _Integerizer:
         q = self.plan.of(str(value.name))
         if q is None:
             raise Unsupported(f"{value.name} has no quantizer; calibrate first")
+        if not q.format.signed:
+            raise Unsupported(
+                f"{value.name}: {q.format} has no integer form here; use int{q.format.bits}"
+            )
         return q
 
     def constant(self, name: str, array: NDArray[np.generic], dtype: DType) -> Value:
@@ -431,6 +435,8 @@ class _Integerizer:
         q, yq = self.quantizer(layer.x), self.quantizer(layer.out)
         if q.format.bits > 8:
             raise TypeError(f"Softmax of a {q.format} tensor: it takes at most 8 bits")
+        if (yq.scale, yq.zero_point) != ((2.0**-yq.format.bits,), (yq.format.lo,)):
+            raise TypeError(f"the result of a Softmax has scale 2**-{yq.format.bits} and no other")
         held = self.tensors.plain(str(layer.x.name))
         axes = (*(a for a in held.axes if a != layer.axis), layer.axis)
         x = self.tensors.want(str(layer.x.name), axes)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import Unsupported
 
+from . import exact
 from .linear import is_linear
 from .views import Move, move, pooling
 from .window import Window
@@ -170,6 +171,7 @@ def partition(model: ir.Model, *, fuse_residual: bool = True) -> list[Layer]:
 
 class _Partition:
     def __init__(self, model: ir.Model, fuse_residual: bool) -> None:
+        self.model = model
         self.nodes = list(model.graph)
         self.order = {node: i for i, node in enumerate(self.nodes)}
         self.fuse_residual = fuse_residual
@@ -219,6 +221,7 @@ class _Partition:
             case ("", op) if op in TABLES:
                 yield Table(name, node, _operand(node, 0), out)
             case "qcompile", _:
+                exact.meaning(self.model, node)
                 yield Table(name, node, _operand(node, 0), out)
             case domain, op:
                 shown = f"{domain}.{op}" if domain else op

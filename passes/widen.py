@@ -54,8 +54,12 @@ class Widen:
     def __call__(self, model: ir.Model, plan: QuantPlan, context: Context) -> bool:
         """Enlarge scales in the plan; name the layers in the log."""
         layers = partition(model, fuse_residual=self.fuse_residual)
-        # the second time for layers before one that widened the scale they share
-        return any([self._layer(layer, plan, context) for layer in [*layers, *layers]])
+        changed = [self._layer(layer, plan, context) for layer in layers]
+        if any(changed):
+            # a layer that shares its scale with a later one sees only now that it was enlarged
+            for layer in layers:
+                self._layer(layer, plan, context)
+        return any(changed)
 
     def _layer(self, layer: Layer, plan: QuantPlan, context: Context) -> bool:
         terms = layer.terms if isinstance(layer, Rescaled) else ()

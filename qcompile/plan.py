@@ -15,7 +15,7 @@ import numpy as np
 
 from qcompile.errors import BadInput
 from qcompile.formats import Int, parse_format
-from qcompile.recipe import known_keys
+from qcompile.recipe import known_keys, one_of
 
 
 class Kind(enum.Enum):
@@ -120,7 +120,7 @@ def dump(plan: QuantPlan) -> str:
         if slot.known_range is not None:
             lines.append(f"known_range = [{', '.join(repr(float(r)) for r in slot.known_range)}]")
         if q is not None:
-            lines.append(f"scale = {_row([repr(s) for s in q.scale])}")
+            lines.append(f"scale = {_row([repr(float(s)) for s in q.scale])}")
             lines.append(f"zero_point = {_row([str(z) for z in q.zero_point])}")
     return "\n".join(lines) + "\n"
 
@@ -158,32 +158,48 @@ def parse(text: str) -> QuantPlan:
     for name, entry in tensors.items():
         try:
             _entry(plan, name, entry)
-        except (ValueError, TypeError, AttributeError, OverflowError) as e:
+        except (ValueError, TypeError, OverflowError) as e:
             raise BadInput(f"plan, tensor {name}: {e}") from e
+    owners: dict[str, str] = {}
+    for slot in plan.slots.values():
+        for member in dict.fromkeys((slot.tensor, *slot.members)):
+            if owners.setdefault(member, slot.tensor) != slot.tensor:
+                raise BadInput(
+                    f"plan, tensor {slot.tensor}: {member} belongs to {owners[member]} already"
+                )
     return plan
 
 
 _KEYS = ("kind", "format", "members", "axis", "known_range", "scale", "zero_point")
 
 
-def _entry(plan: QuantPlan, name: str, entry: dict[str, object]) -> None:
+def _entry(plan: QuantPlan, name: str, entry: object) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError("it is a table of keys and values")
     known_keys(entry, _KEYS, f"plan, tensor {name}")
     members, axis, known = entry.get("members", []), entry.get("axis"), entry.get("known_range")
     if not isinstance(members, list) or not all(isinstance(m, str) for m in members):
         raise ValueError("members is a list of names")
-    if axis is not None and not isinstance(axis, int):
-        raise ValueError("axis is an integer")
-    fmt = parse_format(str(entry.get("format")))
-    reach = _numbers(known) if known is not None else None
-    slot = Slot(
+    if axis is not None and (type(axis) is not int or axis < 0):
+        raise ValueError("axis is an integer from 0")
+    try:
+        fmt = parse_format(str(entry.get("format")))
+    except BadInput as e:
+        raise ValueError(str(e)) from e
+    kind = one_of(entry.get("kind"), tuple(k.value for k in Kind), f"plan, tensor {name}: kind")
+    reach = None if known is None else tuple(_numbers(known))
+    if reach is not None and not (len(reach) == 2 and -np.inf < reach[0] <= reach[1] < np.inf):
+        raise ValueError("known_range is the least and the greatest value")
+    plan.slots[name] = Slot(
         name,
-        Kind(entry.get("kind")),
+        Kind(kind),
         fmt,
         (name, *members),
         axis,
         None if reach is None else (reach[0], reach[1]),
     )
-    plan.slots[name] = slot
+    if "zero_point" in entry and "scale" not in entry:
+        raise ValueError("a zero point without a scale")
     if "scale" in entry:
         zeros = _numbers(entry.get("zero_point", 0))
         if any(z != int(z) for z in zeros):

@@ -88,16 +88,12 @@ def check(
         built = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert built.returncode == 0, built.stderr[:4000]
 
-    def compile_case(at: int) -> str:
-        n = f"case{at}"
-        build(*warnings, f"-D{n.upper()}_TRACE", "-c", f"{n}/model.c", "-o", f"{n}.o")
-        return f"{n}.o"
-
+    objects = {f"case{at}.o": [*warnings, f"-DCASE{at}_TRACE", f"case{at}/model.c"]
+               for at in range(len(graphs))}  # fmt: skip
+    objects |= {"main.o": ["main.c"], "host.o": [host]}
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_case, range(len(graphs))))
-    for source in ("main.c", host):
-        build("-c", source, "-o", f"{source}.o")
-    build(*objects, "main.c.o", f"{host}.o", *link, "-o", "program")
+        list(pool.map(lambda name: build(*objects[name], "-c", "-o", name), objects))
+    build(*objects, *link, "-o", "program")
     ran = subprocess.run(
         [*emulator, str(folder / "program")],
         cwd=folder, capture_output=True, check=False, env={"ASAN_OPTIONS": "detect_leaks=0"},
@@ -110,7 +106,7 @@ def check(
 
 def _case(graph: Graph, n: str, at: int) -> str:
     outputs, compare, arguments = [], [], []
-    for i, (_, v) in enumerate(graph.inputs):
+    for i in range(len(graph.inputs)):
         arguments.append(f"{n}_vector_input_{i}[v]")
     for i, (_, v) in enumerate(graph.outputs):
         kind = f"{'' if v.type.dtype.signed else 'u'}int{v.type.dtype.bytes * 8}_t"

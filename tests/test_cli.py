@@ -371,9 +371,7 @@ def test_inspect(
         "slots": [{"tensor": "relu_0", "kind": "activation", "format": "int8"}],
         "warnings": [],
     }  # fmt: skip
-    monkeypatch.setattr(
-        verbs, "inspect", lambda model, *, input_dims: found | {"dims": input_dims}
-    )
+    monkeypatch.setattr(verbs, "inspect", lambda model, *, input_dims: found | {"dims": input_dims})
     done = run("inspect", "m.onnx", "-v", "--input-dim", "N=1")
     assert done.code == code
     assert "N×1×8×8" in done.out
@@ -465,7 +463,8 @@ def test_lists(run: Run) -> None:
 @pytest.mark.parametrize(("state", "code"), [("same", 0), ("differs", 5), ("missing", 5)])
 def test_reproduce(run: Run, monkeypatch: pytest.MonkeyPatch, state: str, code: int) -> None:
     monkeypatch.setattr(
-        verbs, "reproduce",
+        verbs,
+        "reproduce",
         lambda *_, **__: Reproduction((("model.h", "same"), ("model.c", state))),
     )
     done = run("reproduce", "manifest.json")

@@ -58,7 +58,7 @@ def test_random_programs_with_sanitizers(batch: Sequence[Graph]) -> None:
 
 
 @settings(BATCHES, max_examples=2)
-@given(st.lists(graphs(), min_size=6, max_size=6))
+@given(st.lists(graphs(), min_size=4, max_size=4))
 def test_random_programs_with_clang_and_all_its_warnings(batch: Sequence[Graph]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         check(batch, Path(folder), compiler=(*ZIG, "-O3"), warnings=CLANG, seed=7)

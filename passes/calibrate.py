@@ -164,10 +164,12 @@ class Calibrate:
                 done += len(array)
         if not done:
             raise BadInput("calibration needs at least one sample; the data set is empty")
-        context.log(
-            f"calibrated on {done} samples; histograms of {thinned} large tensors count at most "
-            f"{self.elements} elements of a sample (seed {context.seed}), extremes all of them"
-        )
+        context.log(f"calibrated on {done} samples")
+        if thinned:
+            context.log(
+                f"histograms of {thinned} large tensors count at most {self.elements} elements of a sample "
+                f"(seed {context.seed}), extremes all of them"
+            )
 
     def _weight(self, model: ir.Model, slot: Slot) -> Quantizer:
         values = constant(model.graph.initializers.get(slot.tensor))

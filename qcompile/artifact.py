@@ -145,7 +145,10 @@ def write_graph(graph: Graph) -> dict[str, bytes]:
 def read_graph(folder: Path) -> Graph:
     """The integer graph of an output folder; BadInput if its files are damaged."""
     try:
-        with np.load(folder / CONSTANTS_FILE, allow_pickle=False) as table:
+        with (
+            (folder / CONSTANTS_FILE).open("rb") as file,
+            np.load(file, allow_pickle=False) as table,
+        ):
             constants: dict[str, Array] = {key: table[key] for key in table.files}
         content = (folder / GRAPH_FILE).read_text()
     except Exception as e:

@@ -36,9 +36,9 @@ def encode(graph: Graph, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, 
     for name in feeds:
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"did you mean {near[0]!r}? " if near else ""
             raise BadInput(
-                f"the model has no input {name!r}{hint} Inputs: {', '.join(map(repr, known))}"
+                f"the model has no input {name!r}; {hint}inputs: {', '.join(map(repr, known))}"
             )
     codes: dict[str, Array] = {}
     rows: set[int] = set()
@@ -71,6 +71,16 @@ def encode(graph: Graph, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, 
 def decode(graph: Graph, codes: Mapping[str, Array]) -> dict[str, NDArray[np.float64]]:
     """Real numbers of every output."""
     return {port.name: dequantize(codes[port.name], port) for port, _ in graph.outputs}
+
+
+def to_channels_last(feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """Tensors of a channels-first model as an artifact with `--io-layout nhwc` takes them."""
+    return {k: np.moveaxis(x, 1, -1) if x.ndim > 2 else x for k, x in feeds.items()}
+
+
+def to_channels_first(results: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """The inverse of `to_channels_last`."""
+    return {k: np.moveaxis(x, -1, 1) if x.ndim > 2 else x for k, x in results.items()}
 
 
 def run_graph(graph: Graph, codes: Mapping[str, Array]) -> dict[str, Array]:

@@ -48,7 +48,7 @@ def check(
     A missing compiler or emulator is a warning, or ToolchainMissing where the job asks for a verified program.
     """
     rows = max(job.options.verify_samples, 1)
-    samples, mismatches = _exported(graph, exact, batches(graph, data, rows))
+    samples, mismatches = _exported(graph, exact, batches(job, graph, data, rows))
     context.log(f"integer.onnx in onnxruntime: {samples} samples, {mismatches} mismatches")
     program, sanitized, reason = _attempt(
         job, context, lambda: _programs(job, graph, folder, data, rows)
@@ -84,18 +84,19 @@ def _programs(
 ) -> tuple[Verification, Verification]:
     """The shipped build on all rows, the build with sanitizers on a few."""
     shipped = job.target.runner(folder, graph, name=job.name, cpu=job.cpu)
-    plain = verify(graph, shipped, batches(graph, data, rows), trace=job.options.trace_samples)
+    plain = verify(graph, shipped, batches(job, graph, data, rows), trace=job.options.trace_samples)
     strict = job.target.runner(folder, graph, name=job.name, cpu=job.cpu, sanitize=True)
-    few = batches(graph, data, min(rows, SANITIZED_ROWS))
+    few = batches(job, graph, data, min(rows, SANITIZED_ROWS))
     return plain, verify(graph, strict, few, trace=0, sanitized=True)
 
 
-def batches(graph: Graph, data: Dataset, rows: int) -> Iterator[dict[str, Array]]:
+def batches(job: Job, graph: Graph, data: Dataset, rows: int) -> Iterator[dict[str, Array]]:
     """The first `rows` samples as codes."""
     done = 0
     steps = {port.name: value.type.shape[0] for port, value in graph.inputs}
     for batch in data:
-        codes = border.encode(graph, batch)
+        nhwc = job.options.io_layout == "nhwc"
+        codes = border.encode(graph, border.to_channels_last(batch) if nhwc else batch)
         have = min(len(codes[name]) // n for name, n in steps.items())
         for at in range(0, min(have, rows - done), ROWS):
             end = min(at + ROWS, have, rows - done)

@@ -409,22 +409,19 @@ def verify(
     if anything differs.
     """
     with _session(f"verifying {folder}", json, verbose, quiet, no_color) as terminal:
-        import numpy as np
-
-        from qcompile import artifact
-        from qcompile.data import InputSpec, open_data
+        from qcompile import verbs
         from qcompile.report import tables
 
-        compiled = artifact.load(folder)
-        specs = [
-            InputSpec(port.name, (None, *value.type.shape[1:]), np.dtype(np.float32))
-            for port, value in compiled.graph.inputs
-        ]
-        opened = open_data(data, specs, samples=samples, seed=seed, warn=terminal.warn)
-        found = compiled.verify(opened, sanitize=sanitize, trace=trace)
-        terminal.result(
-            asdict(found) | {"origin": opened.origin}, tables.verified(found, opened.origin)
+        found, origin = verbs.verify(
+            folder,
+            data,
+            samples=samples,
+            seed=seed,
+            trace=trace,
+            sanitize=sanitize,
+            warn=terminal.warn,
         )
+        terminal.result(asdict(found) | {"origin": origin}, tables.verified(found, origin))
         if not found.ok:
             raise VerificationMismatch(f"the program differs from the integer graph: {found.first}")
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qcompile.data import Dataset, InputSpec
     from qcompile.measure import Measured
     from qcompile.passes.integerize import Integerized
+    from qcompile.target import Lowered
 
 Log = Callable[[str], None]
 
@@ -64,38 +65,47 @@ def compile(
     job = Job.checked(model, target, recipe, output, input_dims or {}, force, options or Options())
     context = pipeline.Context(seed=job.options.seed, log=log)
 
+    made = build(job, calibration, context)
+    with folder.staged(job.output) as place:
+        folder.write(place, made.files)
+        checked = checks.check(
+            job, made.integerized.graph, place, made.data, made.exported.integer, context
+        )
+        measured = _measure(job, made)
+        checks.gate(job, checked, measured.worst_output())
+        folder.write(place, _documents(job, made, checked, measured, context))
+        folder.publish(place, job.output)
+    return load(job.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What the stages made; `files` depend on model, plan, options and target only."""
+
+    floats: FloatSide
+    data: Dataset
+    integerized: Integerized
+    lowered: Lowered
+    exported: _Exported
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The program and everything exported beside it."""
+        return {**self.lowered.files, **self.exported.files}
+
+
+def build(job: Job, calibration: object, context: pipeline.Context) -> Build:
+    """From the float model to files, nothing run yet."""
     floats = prepare(job, context)
     data = open_samples(job, floats, calibration, context)
     calibrate(job, floats, data, context)
     integerized = _integerize(job, floats)
-    log(
-        f"integer graph: {len(integerized.graph.nodes)} operators, every accumulator proved below 2**31"
+    graph = integerized.graph
+    context.log(
+        f"integer graph: {len(graph.nodes)} operators, every accumulator proved below 2**31"
     )
-
-    lowered = job.target.lower(
-        integerized.graph, name=job.name, cpu=job.cpu, vectors=_vectors(integerized.graph)
-    )
-    exported = _export(floats, integerized)
-    files = {**lowered.files, **exported.files}
-    with folder.staged(job.output) as place:
-        folder.write(place, files)
-        checked = checks.check(job, integerized.graph, place, data, exported.integer, context)
-        measured = _measure(job, floats, exported, integerized, data)
-        checks.gate(job, checked, measured.worst_output())
-        report = facts.gather(
-            job,
-            _about(floats),
-            data,
-            integerized,
-            floats.plan,
-            lowered,
-            checked,
-            measured,
-            context.warnings,
-        )
-        folder.write(place, _documents(job, floats, data, report, files))
-        folder.publish(place, job.output)
-    return load(job.output)
+    lowered = job.target.lower(graph, name=job.name, cpu=job.cpu, vectors=_vectors(graph))
+    return Build(floats, data, integerized, lowered, _export(floats, integerized))
 
 
 # --- the float side ---------------------------------------------------------------------------------------------
@@ -163,7 +173,7 @@ def passes(job: Job) -> tuple[list[pipeline.Pass], list[pipeline.Pass]]:
             "per_channel": o.per_channel,
             "overrides": {glob: parse_format(text) for glob, text in o.overrides.items()},
         },
-        "calibrate": {} if o.method is None else {"method": o.method},
+        "calibrate": {"threads": o.threads} | ({} if o.method is None else {"method": o.method}),
         "widen": {"fuse_residual": job.recipe.residual == "accumulator"},
     }
     registry: dict[str, type[pipeline.Pass]] = {
@@ -315,19 +325,25 @@ def _export(side: FloatSide, integerized: Integerized) -> _Exported:
 # --- the documents ----------------------------------------------------------------------------------------------
 
 
-def _measure(
-    job: Job, side: FloatSide, exported: _Exported, integerized: Integerized, data: Dataset
-) -> Measured:
+def _measure(job: Job, made: Build) -> Measured:
     from qcompile.measure import measure
 
-    samples = data.rows(ACCURACY_SAMPLES)
+    o, side = job.options, made.floats
+    samples = made.data.rows(ACCURACY_SAMPLES)
     # all values of all rows at once would take gigabytes for a large network
-    few = (
-        {k: a[at : at + MEASURED_ROWS] for k, a in samples.items()}
-        for at in range(0, ACCURACY_SAMPLES, MEASURED_ROWS)
+    starts = range(0, ACCURACY_SAMPLES, MEASURED_ROWS)
+    parts = ({k: a[at : at + MEASURED_ROWS] for k, a in samples.items()} for at in starts)
+    batches = (b for b in parts if all(len(a) for a in b.values()))
+    last = o.io_layout == "nhwc"
+    return measure(
+        side.model,
+        made.exported.qdq,
+        side.plan,
+        made.integerized,
+        batches,
+        o.threads,
+        channels_last=last,
     )
-    batches = (b for b in few if all(len(a) for a in b.values()))
-    return measure(side.model, exported.qdq, side.plan, integerized, batches, job.options.threads)
 
 
 def _about(side: FloatSide) -> facts.FloatModel:
@@ -341,27 +357,27 @@ def _about(side: FloatSide) -> facts.FloatModel:
 
 
 def _documents(
-    job: Job,
-    side: FloatSide,
-    data: Dataset,
-    report: dict[str, object],
-    files: Mapping[str, bytes],
+    job: Job, made: Build, checked: checks.Checked, measured: Measured, context: pipeline.Context
 ) -> dict[str, bytes]:
     """Report and manifest."""
     from qcompile.report import html
 
+    report = facts.gather(
+        job, _about(made.floats), made.data, made.integerized, made.floats.plan, made.lowered,
+        checked, measured, context.warnings,
+    )  # fmt: skip
     described = manifest.describe(
         name=job.name,
-        model_file=side.file,
-        model_sha256=side.sha256,
+        model_file=made.floats.file,
+        model_sha256=made.floats.sha256,
         input_dims=job.input_dims,
         target=job.target.name,
         cpu=job.cpu,
         recipe=job.recipe.name,
         recipe_sha256=manifest.sha256(repr(job.recipe).encode()),
         options=job.options,
-        data=facts.data(job, data),
-        files=files,
+        data=facts.data(job, made.data),
+        files=made.files,
     )
     return {
         REPORT_FILE: facts.as_json(report),

@@ -16,6 +16,9 @@ from qcompile.manifest import MANIFEST_FILE
 def check(place: Path, force: bool) -> None:
     """Raise BadInput unless `place` may be written: it is empty, or qcompile made it and `force` says so."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        above = next(p for p in place.absolute().parents if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise BadInput(f"cannot write {place}: {above} is no folder that can be written to")
         return
     if not force:
         raise BadInput(

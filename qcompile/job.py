@@ -61,13 +61,20 @@ class Job:
         for what, count in (("--samples", options.samples), ("--threads", options.threads)):
             if count is not None and count < 1:
                 raise BadInput(f"{what} is at least 1, not {count}")
-        stem = "model" if isinstance(source, bytes) else Path(source).stem
-        name = identifier(options.name or stem)
+        name = identifier(options.name or _title(source))
         place = Path(output) if output is not None else Path(f"{name}-{target_name}")
         folder.check(place, force)
         return cls(
             source, chosen, cpu, recipe.load(recipe_name), place, dict(input_dims), options, name
         )
+
+
+def _title(source: Model) -> str:
+    """The file's name; where that is just `model.onnx`, its folder's."""
+    if isinstance(source, bytes):
+        return "model"
+    path = Path(source)
+    return path.stem if path.stem != "model" else path.absolute().parent.name or "model"
 
 
 def identifier(text: str) -> str:

@@ -79,8 +79,9 @@ def measure(
     integerized: Integerized,
     batches: Iterable[Batch],
     threads: int = 1,
+    channels_last: bool = False,
 ) -> Measured:
-    """Run float model, QDQ model and integer graph side by side on batches of float inputs."""
+    """Run float model, QDQ model and integer graph side by side on batches of float inputs in the model's layout."""
     import onnx_ir
 
     graph, origins = integerized.graph, integerized.origins
@@ -99,7 +100,7 @@ def measure(
     for batch in batches:
         real = floats.run(batch)
         fake = fakes.run(batch)
-        codes = border.encode(graph, batch)
+        codes = border.encode(graph, border.to_channels_last(batch) if channels_last else batch)
         result.samples += len(next(iter(codes.values())))
 
         def seen(
@@ -121,12 +122,13 @@ def measure(
             result.tensors[name].fake_quant.add(
                 real[name].astype(np.float64), fake[name].astype(np.float64)
             )
-        got = border.decode(graph, _rows(graph, codes, seen))
+        decoded = border.decode(graph, _rows(graph, codes, seen))
+        got = border.to_channels_first(decoded) if channels_last else decoded
         for name in outputs:
             stage = result.tensors[name]
             r = real[name].astype(np.float64)
             if stage.count == 0 or name not in {o.tensor for o in origins.values()}:
-                stage.integer.add(r, got[name])
+                stage.integer.add(r, got[name].astype(np.float64))
             agreed[name] += int((r.argmax(-1) == got[name].argmax(-1)).sum())
             counted[name] += r.argmax(-1).size
     result.agreement = {name: agreed[name] / max(counted[name], 1) for name in outputs}

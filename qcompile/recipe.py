@@ -50,9 +50,9 @@ def load(source: str | os.PathLike[str]) -> Recipe:
     path = Path(source)
     if path.suffix != ".toml" or not path.is_file():
         near = get_close_matches(text, names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"did you mean {near[0]}? " if near else ""
         raise BadInput(
-            f"there is no recipe '{text}'{hint} Recipes: {', '.join(names())}, or a path ending in .toml"
+            f"there is no recipe '{text}'; {hint}recipes: {', '.join(names())}, or a path ending in .toml"
         )
     try:
         return parse(path.read_text(), path.stem)

@@ -112,7 +112,7 @@ def get(name: str) -> Target:
         from difflib import get_close_matches
 
         near = get_close_matches(name, _FAMILIES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise BadInput(f"there is no target '{name}'{hint} Targets: {', '.join(_FAMILIES)}")
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BadInput(f"there is no target '{name}'; {hint}targets: {', '.join(_FAMILIES)}")
     make: Callable[[], Target] = import_module(_FAMILIES[name]).target
     return make()

@@ -13,15 +13,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile import driver, folder, manifest, pipeline, recipe
+from qcompile import border, driver, folder, manifest, pipeline, recipe
 from qcompile import plan as plans
 from qcompile import target as targets_
-from qcompile.artifact import load
+from qcompile.artifact import Artifact, load
+from qcompile.data import InputSpec, open_data
 from qcompile.driver import Log, silent
 from qcompile.errors import BadInput
 from qcompile.job import Job, Model, sha256_of
 from qcompile.manifest import Reproduction
 from qcompile.options import Options
+from qcompile.verify import Verification
+
+
+METRICS = ("top1",)
 
 
 def inspect(model: Model, *, input_dims: Mapping[str, int] | None = None) -> dict[str, object]:
@@ -99,21 +104,28 @@ def evaluate(
     samples: int | None = None,
 ) -> dict[str, object]:
     """Metric (where labels are), agreement and SQNR of a compiled program against the float model it came from."""
-    from qcompile.data import open_data
     from qcompile.onnx import frontend
     from qcompile.onnx.execute import FloatSession
 
     artifact = load(compiled)
+    nhwc = _channels_last(artifact)
     floats = frontend.load(
         _original(artifact.manifest, model), input_dims=_dims_of(artifact.manifest), warn=silent
     )
     dataset = open_data(data, driver.specs(floats), samples=samples)
+    if dataset.metric is not None:
+        recipe.one_of(dataset.metric, METRICS, "the data set's metric")
     outputs = [port.name for port, _ in artifact.graph.outputs]
     session = FloatSession(floats, outputs)
     real: dict[str, list[NDArray[np.generic]]] = {name: [] for name in outputs}
     mine: dict[str, list[NDArray[np.generic]]] = {name: [] for name in outputs}
     for batch in dataset:
-        f, q = session.run(batch), artifact.run(batch)
+        f = session.run(batch)
+        q = (
+            border.to_channels_first(artifact.run(border.to_channels_last(batch)))
+            if nhwc
+            else artifact.run(batch)
+        )
         for name in outputs:
             real[name].append(f[name])
             mine[name].append(q[name])
@@ -183,15 +195,53 @@ def reproduce(
     plan = file.parent / "plan.toml" if calibration is None else None
     recorded = data["recipe"]
     assert isinstance(recorded, dict)
+    options = replace(manifest.options_of(data, plan), name=str(data["name"]), cpu=str(data["cpu"]))
     with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
         again = Path(scratch) / "again"
-        options = replace(
-            manifest.options_of(data, plan), verify_samples=1, trace_samples=0, min_sqnr=None
+        job = Job.checked(
+            source,
+            str(data["target"]),
+            str(recorded["name"]),
+            again,
+            _dims_of(data),
+            False,
+            options,
         )
-        options = replace(options, name=str(data["name"]), cpu=str(data["cpu"]))
-        driver.compile(source, str(data["target"]), calibration, str(recorded["name"]), again, _dims_of(data),
-                options=options, log=log)  # fmt: skip
+        if manifest.sha256(repr(job.recipe).encode()) != recorded.get("sha256"):
+            raise BadInput(
+                f"the recipe {job.recipe.name} is not the one the manifest was made with"
+            )
+        made = driver.build(job, calibration, pipeline.Context(seed=options.seed, log=log))
+        folder.write(again, made.files)
         return manifest.compare(data, again)
+
+
+def verify(
+    compiled: str | os.PathLike[str],
+    data: object,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    trace: int = 2,
+    sanitize: bool = False,
+    warn: Log = silent,
+) -> tuple[Verification, str]:
+    """Compare a compiled program with its integer graph, on data in the model's layout; also the data's origin."""
+    artifact = load(compiled)
+    nhwc = _channels_last(artifact)
+    specs = []
+    for port, value in artifact.graph.inputs:
+        shape = value.type.shape[1:]
+        shape = (shape[-1], *shape[:-1]) if nhwc and len(shape) > 1 else shape
+        specs.append(InputSpec(port.name, (None, *shape), np.dtype(np.float32)))
+    opened = open_data(data, specs, samples=samples, seed=seed, warn=warn)
+    batches = (border.to_channels_last(b) if nhwc else b for b in opened)
+    return artifact.verify(batches, sanitize=sanitize, trace=trace), opened.origin
+
+
+def _channels_last(artifact: Artifact) -> bool:
+    options = artifact.manifest.get("options")
+    return isinstance(options, dict) and options.get("io_layout") == "nhwc"
 
 
 def doctor() -> list[tuple[str, Sequence[str]]]:

@@ -56,6 +56,8 @@ def _read_file(path: Path, limit: int, what: str) -> bytes:
         if status.st_size > limit:
             raise BadInput(_too_large(what))
         return path.read_bytes()
+    except FileNotFoundError as e:
+        raise BadInput(f"{what} does not exist") from e
     except (OSError, ValueError) as e:
         raise BadInput(f"{what} cannot be read: {e}") from e
 

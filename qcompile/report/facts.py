@@ -54,8 +54,8 @@ def coverage(graph: Graph, lowered: Lowered, operators: Mapping[str, Sequence[st
             "layer": name,
             "operators": list(operators.get(name, [])),
             "integer": ops,
-            "kernel": ", ".join(kernels.get(name, [])) or None,
-            "fused": len(ops) > len(kernels.get(name, [])),
+            "kernel": ", ".join(kernels.get(name, [])) or "view",
+            "fused": len(operators.get(name, [])) > 1,
         }
         for name, ops in rows.items()
     ]

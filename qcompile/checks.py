@@ -155,5 +155,5 @@ def gate(job: Job, checked: Checked, sqnr_db: float | None) -> None:
     if floor is not None and sqnr_db is not None and sqnr_db < floor:
         raise AccuracyGate(
             f"the integer program reaches {sqnr_db:.2f} dB against float, below the {floor:g} dB asked for; "
-            "try another --method, --first-last int8, or an --override for the layers that lose most (see the layers of a report)"
+            "try another --method, --first-last int8, or an --override for the layers that lose most"
         )

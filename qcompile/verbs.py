@@ -25,7 +25,6 @@ from qcompile.manifest import Reproduction
 from qcompile.options import Options
 from qcompile.verify import Verification
 
-
 METRICS = ("top1",)
 
 

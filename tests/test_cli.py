@@ -413,9 +413,11 @@ def test_verify(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misma
         return Verification(5, mismatches, first, 11, sanitize)
 
     fake = SimpleNamespace(
-        graph=SimpleNamespace(inputs=[(SimpleNamespace(name="x"), shape)]), verify=verify
+        graph=SimpleNamespace(inputs=[(SimpleNamespace(name="x"), shape)]),
+        verify=verify,
+        manifest={},
     )
-    monkeypatch.setattr(artifact, "load", lambda folder: fake)
+    monkeypatch.setattr(verbs, "load", lambda folder: fake)
     np.save(tmp_path / "x.npy", np.arange(48, dtype=np.float32).reshape(8, 2, 3))
     arguments = ["verify", "DIR", "--data", str(tmp_path / "x.npy"), "--samples", "5", "--sanitize"]
     done = run(*arguments)

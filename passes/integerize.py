@@ -292,16 +292,8 @@ class _Integerizer:
         array = initializer(value)
         if array is not None:
             wide = np.asarray(array, np.float64)
-            if wide.ndim > rank:
-                raise TypeError(f"the constant {value.name} has more axes than the result")
             wide = wide.reshape((1,) * (rank - wide.ndim) + wide.shape).transpose(axes)
             return self.constant(str(value.name), quantize(wide, q), storage(q.format)), scale, zero
-        have = len(static_dims(value))
-        if have != rank:
-            raise Unsupported(
-                f"operands of different rank: {value.name} has {have} axes, the result {rank}; "
-                "put an Unsqueeze or a Reshape before it"
-            )
         return self.tensors.want(str(value.name), axes), scale, zero
 
     def requantize(

@@ -193,8 +193,10 @@ class _Partition:
                     return
                 yield self.rescaled(name, (linear,), out)
             case "", "Add" | "Sub":
+                _of_one_rank(node)
                 yield self.rescaled(name, self.operands(node), out)
             case "", "Mul":
+                _of_one_rank(node)
                 a, b = _operand(node, 0), _operand(node, 1)
                 if initializer(a) is not None:
                     a, b = b, a
@@ -212,7 +214,7 @@ class _Partition:
             case "", "MaxPool" | "Reshape" | "Transpose" | "Slice" | "Pad" | "Identity":
                 if len(node.outputs) > 1 and node.outputs[1].uses():
                     raise Unsupported(
-                        f"{name}: the indices of a {node.op_type} have no integer form here; drop that output"
+                        f"node {name}: the indices of a {node.op_type} have no integer form here; drop that output"
                     )
                 yield View(name, node, _operand(node, 0), move(node), out)
             case "", "Concat":
@@ -307,6 +309,18 @@ def _operand(node: ir.Node, index: int) -> ir.Value:
     if value is None:
         raise Unsupported(f"node {node.name}: {node.op_type} without its operand {index}")
     return value
+
+
+def _of_one_rank(node: ir.Node) -> None:
+    """Batch meets batch, channel channel: only then does an axis order serve both operands."""
+    rank = 0 if node.outputs[0].shape is None else len(node.outputs[0].shape)
+    for value in (_operand(node, 0), _operand(node, 1)):
+        have = rank if value.shape is None else len(value.shape)
+        if have > rank or (have < rank and initializer(value) is None):
+            raise Unsupported(
+                f"node {node.name}: operands of different rank: {value.name} has {have} axes, the result {rank}; "
+                "put an Unsqueeze or a Reshape before it"
+            )
 
 
 def _why_not_linear(node: ir.Node) -> str:

@@ -68,7 +68,7 @@ class Quantizer:
 
 
 def affine(lo: float, hi: float, fmt: Int) -> Quantizer:
-    """The asymmetric quantizer whose codes cover [lo, hi] and 0: scale = float32((hi - lo) / (levels - 1)), 1 for [0, 0]."""
+    """The asymmetric quantizer whose codes cover [lo, hi] and 0: scale (hi - lo) / (levels - 1), or 1 for [0, 0]."""
     lo, hi = min(float(lo), 0.0), max(float(hi), 0.0)
     # a tensor that is 0 on all samples has no range; any scale holds 0, and 1 keeps later ratios ordinary
     scale = float(np.float32((hi - lo) / (fmt.levels - 1))) if hi - lo > 1e-30 else 1.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qcompile import artifact, bench, driver, verbs
+from qcompile import bench, driver, verbs
 from qcompile.cli import dimensions, main, overrides, with_verb
 from qcompile.errors import (
     AccuracyGate,

@@ -58,7 +58,7 @@ class Dot:
 
     def reuses(self, step: Step) -> tuple[Value, ...]:
         """A fused Rescale's other operands; never the one whose pixels are read again."""
-        return tuple(v for v in aligned(step, *step.terms))
+        return tuple(v for v in aligned(step, *step.terms) if v is not step.node.inputs[0])
 
     def packed(self, step: Step) -> tuple[Value, ...]:
         """Weights and bias."""

@@ -204,6 +204,20 @@ def test_a_skip_is_overwritten_in_place() -> None:
     assert "in place" in lowered.files["model.c"].decode()
 
 
+@pytest.mark.parametrize("alias", [False, True])
+def test_a_skip_that_the_convolution_still_reads_is_not_overwritten(
+    tmp_path: Path, alias: bool
+) -> None:
+    graph = Graph("own input")
+    x = graph.add_input(Port("x", 0.1, -3), TensorType(DType.I8, (1, 8, 8, 4)))
+    first = requantized(graph, "first", conv(graph, x, 4, "c0"))
+    skip = graph.add(Reshape((-1, 8, 8, 4)), first, name="same") if alias else first
+    second = requantized(graph, "second", conv(graph, first, 4, "c1"), vals=[skip])
+    last = requantized(graph, "last", conv(graph, second, 4, "c2"))
+    graph.add_output(Port("y", 0.1, -3), last)
+    check([graph], tmp_path)
+
+
 def test_reshape_costs_nothing(tmp_path: Path) -> None:
     graph = Graph("flat")
     x = graph.add_input(Port("x", 0.1, -3), TensorType(DType.I8, (1, 2, 2, 3)))

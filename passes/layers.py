@@ -29,6 +29,15 @@ TABLES = frozenset(
 )  # fmt: skip
 """Operators of one tensor and no other operand: a table of every code holds them exactly."""
 
+MOVES = frozenset(
+    {
+        "MaxPool", "Reshape", "Transpose", "Slice", "Pad",
+        # what is left of these when they change nothing between an input and an output
+        "Identity", "Flatten", "Squeeze", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators whose results are among the values of their first operand, or a constant beside them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clamp:
@@ -211,7 +220,7 @@ class _Partition:
                 yield self.rescaled(name, (first,), out, _clamp(node))
             case "", "Softmax":
                 yield SoftmaxLayer(name, _operand(node, 0), _axis(node), out)
-            case "", "MaxPool" | "Reshape" | "Transpose" | "Slice" | "Pad" | "Identity":
+            case ("", op) if op in MOVES:
                 if len(node.outputs) > 1 and node.outputs[1].uses():
                     raise Unsupported(
                         f"node {name}: the indices of a {node.op_type} have no integer form here; drop that output"

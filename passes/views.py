@@ -78,7 +78,7 @@ def static_dims(value: ir.Value) -> tuple[int, ...]:
 
 
 def move(node: ir.Node) -> Move:
-    """What a MaxPool, Slice, Pad, Transpose, Reshape or Identity does; Unsupported names the node."""
+    """What a MaxPool, Slice, Pad, Transpose or any kind of reshaping does; Unsupported names the node."""
     match node.op_type:
         case "MaxPool":
             return Largest(pooling(node))

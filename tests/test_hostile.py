@@ -25,7 +25,13 @@ def network(width: int = 4, name: str = "", op: str = "Relu") -> onnx.ModelProto
     w = numpy_helper.from_array(rng.normal(size=(width, 3, 3, 3)).astype(np.float32), f"w{name}")
     graph = helper.make_graph(
         [
-            helper.make_node("Conv", [f"x{name}", f"w{name}"], [f"c{name}"], name=f"conv{name}", pads=[1, 1, 1, 1]),
+            helper.make_node(
+                "Conv",
+                [f"x{name}", f"w{name}"],
+                [f"c{name}"],
+                name=f"conv{name}",
+                pads=[1, 1, 1, 1],
+            ),
             helper.make_node(op, [f"c{name}"], [f"y{name}"], name=f"act{name}"),
         ],
         f"g{name}",
@@ -36,7 +42,9 @@ def network(width: int = 4, name: str = "", op: str = "Relu") -> onnx.ModelProto
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def compile_in(tmp_path: Path, model: object, calibration: object = None, **named: object) -> QcompileError:
+def compile_in(
+    tmp_path: Path, model: object, calibration: object = None, **named: object
+) -> QcompileError:
     """The error a compilation ends with; asserts that it left nothing behind."""
     before = {p.name for p in tmp_path.iterdir()}
     with pytest.raises(QcompileError) as caught:
@@ -64,7 +72,9 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert "absent.onnx" in str(error)
 
 
-@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "inner/../../secret.bin", "link.bin"])
+@pytest.mark.parametrize(
+    "location", ["../secret.bin", "/etc/passwd", "inner/../../secret.bin", "link.bin"]
+)
 def test_external_data_outside_the_models_folder(tmp_path: Path, location: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -126,7 +136,9 @@ def test_a_symbolic_size_wants_input_dim(tmp_path: Path) -> None:
     error = compile_in(tmp_path, model.SerializeToString())
     assert error.exit_code in (2, 3)
     assert "--input-dim" in str(error)
-    artifact = qcompile.compile(model.SerializeToString(), output=tmp_path / "ok", input_dims={"H": 6})
+    artifact = qcompile.compile(
+        model.SerializeToString(), output=tmp_path / "ok", input_dims={"H": 6}
+    )
     assert artifact.report["inputs"][0]["shape"] == [1, 3, 6, 6]  # type: ignore[index]
 
 

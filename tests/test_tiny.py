@@ -28,14 +28,18 @@ def tiny(path: Path) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
         [w, v],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path
+    )
     return path
 
 
 def test_an_onnx_file_becomes_a_verified_program(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     samples = [{"x": rng.normal(size=(8, 2, 5, 5)).astype(np.float32)} for _ in range(4)]
-    artifact = qcompile.compile(tiny(tmp_path / "tiny.onnx"), "x86", samples, output=tmp_path / "out")
+    artifact = qcompile.compile(
+        tiny(tmp_path / "tiny.onnx"), "x86", samples, output=tmp_path / "out"
+    )
     verification = artifact.verify(samples)
     assert (verification.samples, verification.mismatches) == (32, 0)
     assert verification.intermediates >= 3

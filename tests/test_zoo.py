@@ -45,7 +45,9 @@ def cut_softmax(source: Path, place: Path) -> Path:
         width = model.graph.output[0].type.tensor_type.shape.dim[-1].dim_value
         model.graph.node.remove(last)
         del model.graph.output[:]
-        model.graph.output.append(onnx.helper.make_tensor_value_info(last.input[0], 1, ["N", width]))
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info(last.input[0], 1, ["N", width])
+        )
     onnx.save(model, place)
     return place
 
@@ -68,11 +70,16 @@ def load_data(zoo: Path, name: str) -> tuple[Floats, Floats, NDArray[np.int64]]:
             keep, scale, zero = e["disjoint_idx"], np.float32(e["scale"]), int(e["zero_point"])
 
             def prepare(q: NDArray[np.int8]) -> Floats:
-                return np.ascontiguousarray(((q.astype(np.float32) - zero) * scale).transpose(0, 3, 1, 2))
+                return np.ascontiguousarray(
+                    ((q.astype(np.float32) - zero) * scale).transpose(0, 3, 1, 2)
+                )
 
             return prepare(c["x"]), prepare(e["x"][keep]), e["y"][keep].astype(np.int64)
     convert: Callable[[NDArray[np.uint8]], Floats] = pixels if name == "resnet8" else normalised
-    with np.load(zoo / "data-cifar10" / "eval.npz") as e, np.load(zoo / "data-cifar10" / "calib.npz") as c:
+    with (
+        np.load(zoo / "data-cifar10" / "eval.npz") as e,
+        np.load(zoo / "data-cifar10" / "calib.npz") as c,
+    ):
         return convert(c["x"]), convert(e["x"]), e["y"].astype(np.int64)
 
 
@@ -88,7 +95,9 @@ class Compiled:
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def network(request: pytest.FixtureRequest, zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Compiled]:
+def network(
+    request: pytest.FixtureRequest, zoo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Compiled]:
     name: str = request.param
     root = tmp_path_factory.mktemp(name)
     model = cut_softmax(zoo / NETWORKS[name].folder / "model.onnx", root / "model.onnx")
@@ -98,7 +107,9 @@ def network(request: pytest.FixtureRequest, zoo: Path, tmp_path_factory: pytest.
     session = onnxruntime.InferenceSession(model, options)
     inp, out = session.get_inputs()[0].name, session.get_outputs()[0].name
     samples = [{inp: calibration[i : i + 64]} for i in range(0, len(calibration), 64)]
-    artifacts = [qcompile.compile(model, target, samples, output=root / target) for target in ("x86", "arm")]
+    artifacts = [
+        qcompile.compile(model, target, samples, output=root / target) for target in ("x86", "arm")
+    ]
     real = session.run(None, {inp: evaluation})[0]
     return name, Compiled(artifacts[0], artifacts[1], inp, out, evaluation, labels, real)
 
@@ -130,7 +141,9 @@ def test_integer_onnx_is_exact_on_the_whole_evaluation_set(network: tuple[str, C
 
 def test_integer_onnx_does_not_depend_on_the_target(network: tuple[str, Compiled]) -> None:
     _, c = network
-    assert (c.x86.folder / "integer.onnx").read_bytes() == (c.arm.folder / "integer.onnx").read_bytes()
+    assert (c.x86.folder / "integer.onnx").read_bytes() == (
+        c.arm.folder / "integer.onnx"
+    ).read_bytes()
 
 
 def sqnr(real: NDArray[np.floating], got: NDArray[np.floating]) -> float:
@@ -144,7 +157,9 @@ def test_accuracy_is_at_least_the_best_static_result_of_onnxruntime(
     name, c = network
     peers = json.loads((zoo.parent / "peers" / "peers.json").read_text())["rows"]
     best = max(
-        r["sqnr_db"] for r in peers if r["model"] == name and r["tool"] == "ort" and r["bits"] == "W8A8"
+        r["sqnr_db"]
+        for r in peers
+        if r["model"] == name and r["tool"] == "ort" and r["bits"] == "W8A8"
     )
     got = c.x86.run({c.input: c.evaluation})[c.output]
     before = float((c.real.argmax(1) == c.labels).mean())
@@ -170,11 +185,15 @@ def test_the_autoencoder_is_exact_on_seeded_noise(zoo: Path, tmp_path: Path) -> 
         assert (verification.samples, verification.mismatches) == (rows, 0), verification.first
 
 
-def test_a_batchnorm_network_gives_the_same_integers_as_its_folded_twin(zoo: Path, tmp_path: Path) -> None:
+def test_a_batchnorm_network_gives_the_same_integers_as_its_folded_twin(
+    zoo: Path, tmp_path: Path
+) -> None:
     folder = zoo / "resnet20-cifar10"
     calibration, evaluation, _ = load_data(zoo, "resnet20")
     runs = []
     for file in ("model.onnx", "model_bn.onnx"):
-        artifact = qcompile.compile(folder / file, "x86", [{"input": calibration[:128]}], output=tmp_path / file)
+        artifact = qcompile.compile(
+            folder / file, "x86", [{"input": calibration[:128]}], output=tmp_path / file
+        )
         runs.append(artifact.golden.run({"input": evaluation[:64]})["logits"])
     assert sqnr(runs[0], runs[1]) > 30

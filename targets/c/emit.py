@@ -111,7 +111,7 @@ class _Program:
         reuse = [
             roots[v].name
             for v in kernel.reuses(step)
-            if True
+            if sum(root is roots[v] for root in roots.values()) == 1
         ]
         return memory.Task(
             tuple(dict.fromkeys(r.name for r in roots.values())),

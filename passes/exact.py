@@ -163,7 +163,7 @@ def _guarded(node: ir.Node, evaluate: Callable[[Real], Real], x: Real) -> Real:
     except (ValueError, ZeroDivisionError, TypeError):
         # complex numbers have no order
         y = None
-    if y is None or isinstance(y, mpmath.mpc) or not _CONTEXT.isfinite(y):
+    if y is None or isinstance(y, _CONTEXT.mpc) or not _CONTEXT.isfinite(y):
         shown = mpmath.nstr(x, 6)
         raise Unsupported(
             f"node {node.name}: {node.op_type} is not defined at {shown}, which its quantized input can reach; "

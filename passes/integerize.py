@@ -408,9 +408,7 @@ class _Integerizer:
         xq, yq = self.quantizer(layer.x), self.quantizer(layer.out)
         held = self.tensors[str(layer.x.name)]
         if xq.format.bits > 8:
-            raise TypeError(
-                f"{layer.node.op_type} of a {xq.format} tensor: a table takes at most 8 bits"
-            )
+            raise TypeError(f"a table takes at most 8 bits, and {layer.x.name} is {xq.format}")
         lo, hi = code_range(held.value)
         kind, y = held.value.type.dtype, yq.format
         row = exact.table(
@@ -426,7 +424,7 @@ class _Integerizer:
     def softmax(self, layer: SoftmaxLayer) -> None:
         q, yq = self.quantizer(layer.x), self.quantizer(layer.out)
         if q.format.bits > 8:
-            raise TypeError(f"Softmax of a {q.format} tensor: it takes at most 8 bits")
+            raise TypeError(f"a Softmax takes at most 8 bits, and {layer.x.name} is {q.format}")
         if (yq.scale, yq.zero_point) != ((2.0**-yq.format.bits,), (yq.format.lo,)):
             raise TypeError(f"the result of a Softmax has scale 2**-{yq.format.bits} and no other")
         held = self.tensors.plain(str(layer.x.name))

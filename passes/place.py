@@ -96,9 +96,10 @@ class Place:
                     for x in xs:
                         placer.adopt(x, out)
         if self.first_last is not None and products:
-            owner = plan.owner(_name(products[-1].x))
-            if owner is not None and owner not in plan.quantizers:
-                plan.slots[owner] = replace(plan.slots[owner], format=self.first_last)
+            owner = placer.owner(products[-1].x)
+            # the program's own input has a format of its own, a Softmax its only one
+            if owner.kind is Kind.ACTIVATION and owner.tensor not in plan.quantizers:
+                plan.slots[owner.tensor] = replace(owner, format=self.first_last)
         self._override(plan)
         return True
 
@@ -176,7 +177,7 @@ class _Placer:
             )
         self.slots.setdefault(name, Slot(name, Kind.WEIGHT, fmt, (name,), axis))
 
-    def _owner(self, value: ir.Value) -> Slot:
+    def owner(self, value: ir.Value) -> Slot:
         name = _name(value)
         for slot in self.slots.values():
             if name in slot.members:
@@ -184,7 +185,7 @@ class _Placer:
         raise BadInput(f"{name} is read before anything makes it")
 
     def share(self, x: ir.Value, out: ir.Value) -> None:
-        owner = self._owner(x)
+        owner = self.owner(x)
         self.slots[owner.tensor] = replace(owner, members=(*owner.members, _name(out)))
 
     def adopt(self, x: ir.Value, out: ir.Value) -> None:

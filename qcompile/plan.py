@@ -54,7 +54,7 @@ class Quantizer:
     axis: int | None = None
 
     def __post_init__(self) -> None:
-        if any(not np.isfinite(s) or s <= 0 or float(np.float32(s)) != s for s in self.scale):
+        if not all(0 < s < np.inf and _is_float32(s) for s in self.scale):
             raise ValueError(f"scales are positive float32 numbers, not {self.scale[:4]}")
         if len(self.scale) != len(self.zero_point):
             raise ValueError("a quantizer has as many zero points as scales")
@@ -65,6 +65,11 @@ class Quantizer:
     def per_channel(self) -> bool:
         """Is there one scale for each channel?"""
         return self.axis is not None
+
+
+def _is_float32(x: float) -> bool:
+    with np.errstate(over="ignore"):
+        return float(np.float32(x)) == x
 
 
 def affine(lo: float, hi: float, fmt: Int) -> Quantizer:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from qcompile.ir import Array, Graph
 from qcompile.ir.text import dump
+from qcompile.target import Lowered
 from qcompile.targets.c.emit import lower
 from qcompile.targets.c.kernel import Kernel
 from qcompile.targets.c.kernels import PORTABLE
@@ -65,12 +66,12 @@ def check(
     seed: int = 0,
 ) -> list[str]:
     """Build and run; AssertionError names the first graph and value that differ. Gives the kernels that were used."""
-    main, used, vectors = [_HEAD], [], []
+    main, programs, vectors = [_HEAD], [], []
     for at, graph in enumerate(graphs):
         n = f"case{at}"
         vectors.append(feeds(graph, seed + at))
         lowered = lower(graph, name=n, isa="test", vectors=vectors[-1], kernels=kernels)
-        used += [layer.kernel for layer in lowered.layers]
+        programs.append(lowered)
         (folder / n).mkdir()
         for path, data in lowered.files.items():
             (folder / n / path).write_bytes(data)
@@ -98,10 +99,10 @@ def check(
         [*emulator, str(folder / "program")],
         cwd=folder, capture_output=True, check=False, env={"ASAN_OPTIONS": "detect_leaks=0"},
     )  # fmt: skip
-    _compare(graphs, vectors, ran.stdout)
+    _compare(graphs, programs, vectors, ran.stdout)
     where = f"graph {ran.returncode - 1}:\n{dump(graphs[min(ran.returncode, len(graphs)) - 1])}"
     assert ran.returncode == 0, ran.stderr.decode(errors="replace")[:3000] + where
-    return used
+    return [layer.kernel for program in programs for layer in program.layers]
 
 
 def _case(graph: Graph, n: str, at: int) -> str:
@@ -123,7 +124,10 @@ def _case(graph: Graph, n: str, at: int) -> str:
 
 
 def _compare(
-    graphs: Sequence[Graph], vectors: Sequence[Sequence[dict[str, Array]]], trace: bytes
+    graphs: Sequence[Graph],
+    programs: Sequence[Lowered],
+    vectors: Sequence[Sequence[dict[str, Array]]],
+    trace: bytes,
 ) -> None:
     frames: dict[tuple[int, int], list[bytes]] = {}
     at = 0
@@ -132,7 +136,7 @@ def _compare(
         frames.setdefault((case, value), []).append(trace[at + 12 : at + 12 + size])
         at += 12 + size
     for case, graph in enumerate(graphs):
-        stored = lower(graph, name="x", isa="test", vectors=()).stored
+        stored = programs[case].stored
         for turn, row in enumerate(vectors[case]):
             seen: dict[str, Array] = {}
             results = graph.run(row, on_value=lambda v, a, seen=seen: seen.update({v.name: a}))

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from qcompile import border
 from qcompile.formats import Int
-from qcompile.ir import Array, Graph, Node, Rescale, SumPool, Value
+from qcompile.ir import Array, Graph, Lut, Node, Rescale, SumPool, Value
 from qcompile.onnx import frontend
 from qcompile.passes.calibrate import symmetric_scales
 from qcompile.passes.canonicalize import Canonicalize
@@ -223,12 +223,21 @@ class Run:
 def interpret(case: Case, done: Integerized, *, nhwc: bool = False) -> Run:
     """Run on the case's inputs; with `nhwc`, the graph's border is channels-last."""
     run = Run()
+    axes: dict[str, tuple[int, ...]] = {n: o.axes for n, o in done.origins.items()}
 
     def seen(value: Value, array: Array) -> None:
-        origin = done.origins.get(value.name)
+        origin, node = done.origins.get(value.name), value.producer
         if origin is not None:
             run.tensors[origin.tensor] = array.transpose(np.argsort(origin.axes))
             run.made[origin.tensor] = value
+        elif (
+            node is not None and isinstance(node.op, Lut | Rescale) and node.inputs[0].name in axes
+        ):
+            # an element-wise layer behind a Flatten that is put off
+            axes[value.name] = axes[node.inputs[0].name]
+            plain = array.transpose(np.argsort(axes[value.name]))
+            run.tensors[value.name] = plain.reshape(len(plain), -1)
+            run.made[value.name] = value
 
     feeds = {n: _last(x) if nhwc else x for n, x in case.feeds.items()}
     codes = border.encode(done.graph, feeds)

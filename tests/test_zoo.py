@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import qcompile
 from qcompile.onnx.exact import ExactSession
+from tests.onnxruntimes import compare, haswell, oldest, save
 
 pytestmark = pytest.mark.zoo
 
@@ -137,6 +138,22 @@ def test_integer_onnx_is_exact_on_the_whole_evaluation_set(network: tuple[str, C
     for at in range(0, len(c.evaluation), 128):
         part = {k: v[at : at + 128] for k, v in codes.items()}
         assert np.array_equal(session.run(part)[c.output], graph.run(part)[c.output])
+
+
+def test_integer_onnx_is_exact_in_the_oldest_onnxruntime_and_without_vnni(
+    network: tuple[str, Compiled], tmp_path: Path
+) -> None:
+    name, c = network
+    if name != "kws":  # emulation is slow: the smallest network stands for all
+        return
+    from qcompile import border
+
+    codes = border.encode(c.x86.graph, {c.input: c.evaluation[:16]})
+    save(tmp_path, name, onnx.load(c.x86.folder / "integer.onnx"), codes, c.x86.graph.run(codes))
+    for command in ([oldest()], haswell()):
+        said = compare(command, tmp_path)
+        assert " compared 2 " in said, said
+        assert said.endswith(" wrong []"), said
 
 
 def test_integer_onnx_does_not_depend_on_the_target(network: tuple[str, Compiled]) -> None:

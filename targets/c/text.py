@@ -62,7 +62,8 @@ class Names:
 
 def numbers(data: Array) -> str:
     """The elements as initialisers, wrapped."""
-    flat = [c_int(n) for n in data.ravel().tolist()]
+    wide = data.dtype.itemsize == 4
+    flat = list(map(c_int if wide else str, data.ravel().tolist()))
     lines = (
         ", ".join(flat[i : i + _NUMBERS_PER_LINE]) for i in range(0, len(flat), _NUMBERS_PER_LINE)
     )

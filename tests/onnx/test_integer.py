@@ -7,11 +7,7 @@ to an onnxruntime of another release, or of this release on an emulated machine 
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -49,12 +45,12 @@ from qcompile.ir import (
 from qcompile.ir.arith import Acc, AccOperand, Val, ValOperand, fit_rescale
 from qcompile.ir.proof import accumulator_bound, code_range, prove, prove_rescale
 from qcompile.onnx.integer import export
+from tests.onnxruntimes import Feeds, compare, haswell, oldest, save
 
 Ints = NDArray[np.signedinteger | np.unsignedinteger]
-Feeds = dict[str, Ints]
+
 Case = tuple[Graph, Feeds]
 
-ROOT = Path(__file__).parents[2]
 LEVELS = (
     ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -429,57 +425,10 @@ def test_every_operator_is_drawn() -> None:
 
 # --- the other onnxruntimes -------------------------------------------------------------------------------------
 
-RUNNER = """
-import glob, os, sys
-import numpy as np
-import onnxruntime as ort
-
-wrong, count = [], 0
-for path in sorted(glob.glob(os.path.join(sys.argv[1], "*.onnx"))):
-    data = np.load(path[:-5] + ".npz")
-    for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.graph_optimization_level = level
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        names = [v.name for v in session.get_inputs()]
-        arrays = [data["arr_%d" % i] for i in range(len(data.files))]
-        results = session.run(None, dict(zip(names, arrays)))
-        for want, got in zip(arrays[len(names):], results):
-            count += 1
-            if got.dtype != want.dtype or got.shape != want.shape or (got != want).any():
-                wrong.append("%s %s" % (os.path.basename(path), level))
-print("onnxruntime", ort.__version__, "compared", count, "wrong", wrong)
-"""
-
-
-def save(folder: Path, name: str, model: onnx.ModelProto, feeds: Feeds, results: Feeds) -> None:
-    (folder / f"{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
-    arrays = {f"in{i}": a for i, a in enumerate(feeds.values())}
-    arrays |= {f"out{i}": a for i, a in enumerate(results.values())}
-    np.savez(folder / f"{name}.npz", *feeds.values(), *results.values())
-
 
 def save_case(folder: Path, name: str, case: Case) -> None:
     graph, feeds = case
     save(folder, name, export(graph), feeds, graph.run(feeds))
-
-
-def compare(command: list[str], folder: Path) -> str:
-    done = subprocess.run(
-        [*command, "-c", RUNNER, str(folder)], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
-
-
-def old_python() -> str:
-    """The interpreter of the environment with onnxruntime 1.20."""
-    path = os.environ.get("QCOMPILE_ORT120") or str(ROOT / ".venv-ort120" / "bin" / "python")
-    assert Path(path).is_file(), (
-        f"no onnxruntime 1.20 at {path}: run make tools or set QCOMPILE_ORT120"
-    )
-    return path
 
 
 def test_oldest_onnxruntime(tmp_path: Path) -> None:
@@ -488,7 +437,7 @@ def test_oldest_onnxruntime(tmp_path: Path) -> None:
             save_case(tmp_path, f"{make.__name__}-{seed}", make(random.Random(seed)))
     for seed in range(12):
         save_case(tmp_path, f"network-{seed}", network(random.Random(seed)))
-    said = compare([old_python()], tmp_path)
+    said = compare([oldest()], tmp_path)
     assert said.startswith("onnxruntime 1.20."), said
     assert said.endswith(" wrong []"), said
     assert int(said.split()[3]) >= 2 * 12 * (len(OPS) + 1)
@@ -532,9 +481,7 @@ def mixed_signs() -> tuple[onnx.ModelProto, Feeds, Feeds]:
 
 @pytest.mark.slow
 def test_machine_without_vnni(tmp_path: Path) -> None:
-    emulator = shutil.which("qemu-x86_64")
-    assert emulator is not None, "no qemu-x86_64: run make tools"
-    command = [emulator, "-cpu", "Haswell", sys.executable]
+    command = haswell()
     for dtype in (DType.I8, DType.U8, DType.I16):
         save_case(tmp_path, f"extremes-{dtype}", extremes(dtype))
     for seed in range(3):

@@ -28,9 +28,7 @@ from qcompile.passes.place import Place
 from qcompile.plan import Kind
 from tests.oracle import Case, Inputs, Weights, build, integer, judge, mutate, prepare
 
-from hypothesis import Phase
-
-CASES = settings(phases=[Phase.generate], deadline=None, derandomize=True, max_examples=60)
+CASES = settings(deadline=None, derandomize=True, max_examples=12)
 Draw = st.DataObject
 
 

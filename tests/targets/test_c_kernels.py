@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from qcompile.ir import Graph
+from qcompile.ir import Conv, DType, Graph, MatMul, Port, TensorType, Value
 from qcompile.targets.arm.dotprod import KERNELS
 from qcompile.targets.c.kernels import PORTABLE
 from tests.native import ZIG, check
@@ -25,20 +26,42 @@ BATCHES = settings(
 )
 
 
+def wide(x_type: DType = DType.I8) -> Graph:
+    """Sums over several vectors, a last block of channels and of pixels that is not full."""
+    graph, rng = Graph("wide", free_batch=False), np.random.default_rng(0)
+
+    def constant(dtype: DType, *shape: int) -> Value:
+        data = rng.integers(max(dtype.lo, -9999), min(dtype.hi, 9999) + 1, shape)
+        return graph.constant(data.astype(dtype.numpy), TensorType(dtype, shape), "constant")
+
+    x = graph.add_input(Port("x", 1.0, 0), TensorType(x_type, (2, 7, 6, 20)))
+    conv = Conv((1, 1), (1, 1, 1, 1), (1, 1), pad_value=5)
+    w = constant(DType.I8, 13, 3, 3, 20)
+    graph.add_output(Port("conv", 1.0, 0), graph.add(conv, x, w, constant(DType.I32, 13), name="c"))
+    v = graph.add_input(Port("v", 1.0, 0), TensorType(x_type, (3, 50)))
+    y = graph.add(MatMul(), v, constant(DType.I8, 21, 50), constant(DType.I32, 21), name="m")
+    graph.add_output(Port("product", 1.0, 0), y)
+    deep = Conv((1, 1), (2, 2, 2, 2), (1, 1), groups=20, pad_value=-7)
+    w = constant(DType.I8, 20, 5, 5, 1)
+    y = graph.add(deep, x, w, constant(DType.I32, 20), name="d")
+    graph.add_output(Port("depthwise", 1.0, 0), y)
+    return graph
+
+
 @BATCHES
 @given(st.tuples(*(singles(o) for o in (*OPERATORS, "conv", "rescale", "conv", "rescale"))))
 def test_every_operator_with_sanitizers(graphs: Sequence[Graph]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        used = check(graphs, Path(folder))
-    assert len(used) >= len(graphs) - 1
+        used = check([*graphs, wide(), wide(DType.I16)], Path(folder))
+    assert {"dot", "depthwise", "pool", "elementwise", "table", "softmax", "move"} <= set(used)
 
 
 @settings(BATCHES, max_examples=3)
 @given(st.tuples(*(singles(o) for o in ("conv", "matmul", "rescale", "conv", "rescale"))))
 def test_dot_product_kernels_in_the_emulator(graphs: Sequence[Graph]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        check(
-            graphs,
+        used = check(
+            [*graphs, wide()],
             Path(folder),
             compiler=(*ZIG, "-target", "aarch64-linux-musl", "-mcpu=generic+dotprod", "-O2",
                       "-fno-stack-protector"),
@@ -47,6 +70,7 @@ def test_dot_product_kernels_in_the_emulator(graphs: Sequence[Graph]) -> None:
             host="host_linux_aarch64.c",
             emulator=("qemu-aarch64", "-cpu", "max"),
         )  # fmt: skip
+    assert "dotprod" in used
 
 
 @settings(BATCHES, max_examples=200)

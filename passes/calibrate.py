@@ -244,4 +244,4 @@ def _sources(model: ir.Model, slot: Slot) -> tuple[str, ...]:
             for x in (node.inputs if node.op_type == "Concat" else node.inputs[:1])
         )
     }
-    return tuple(name for name in (slot.tensor, *slot.members) if name not in moved)
+    return tuple(name for name in dict.fromkeys((slot.tensor, *slot.members)) if name not in moved)

@@ -316,38 +316,22 @@ class _Integerizer:
         vals = [v for v, _, _ in parts.vals]
         signs = [sign for _, _, sign in parts.vals]
         for way in found.narrowed:
-            label = f"{out}:wide{len(accs) - 1 or ''}"
-            vals.append(self.rescale(layer, label, way.fit, [accs.pop()], DType.I16, parts.spatial))
+            label, i16 = f"{out}:wide{len(accs) - 1 or ''}", DType.I16
+            op = Rescale(way.fit.accs, (), way.fit.f, 0, i16.lo, i16.hi, i16, parts.spatial)
+            vals.append(self.add_rescale(op, way.fit, [accs.pop()], label, layer))
             signs.append(1)
         lo, hi = clamp_codes(clamp, q)
-        fit = replace(found.fit, vals=tuple(map(_signed, found.fit.vals, signs)))
-        return self.rescale(
-            layer,
-            out,
-            fit,
-            [*accs, *vals],
-            storage(q.format),
-            parts.spatial,
-            q.zero_point[0],
-            lo,
-            hi,
-        )
+        fit = found.fit
+        signed = tuple(map(_signed, fit.vals, signs))
+        kind = storage(q.format)
+        op = Rescale(fit.accs, signed, fit.f, q.zero_point[0], lo, hi, kind, parts.spatial)
+        return self.add_rescale(op, fit, [*accs, *vals], out, layer)
 
-    def rescale(
-        self,
-        layer: str,
-        name: str,
-        fit: Fit,
-        operands: list[Value],
-        out: DType,
-        spatial: bool,
-        zero: int = 0,
-        lo: int | None = None,
-        hi: int | None = None,
+    def add_rescale(
+        self, op: Rescale, fit: Fit, operands: list[Value], name: str, layer: str
     ) -> Value:
-        lo, hi = out.lo if lo is None else lo, out.hi if hi is None else hi
+        """Put it into the graph and its error on record."""
         self.done.multiplier_errors[name] = float(fit.multiplier_error)
-        op = Rescale(fit.accs, fit.vals, fit.f, zero, lo, hi, out, spatial)
         return self.graph.add(op, *operands, name=name, layer=layer)
 
     # --- accumulators -------------------------------------------------------------------------------------------

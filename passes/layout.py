@@ -104,9 +104,10 @@ class Layout:
         if _sizes(held) == shape:
             return held
         order = [a for a, n in zip(held.axes, held.value.type.shape, strict=True) if n != 1]
-        if (count, len(rest)) == (_sizes(held)[0], 1) and not held.flat and order != sorted(order):
+        moved = order != sorted(order)
+        if moved and not held.flat and (count, len(rest)) == (_sizes(held)[0], 1):
             return Carried(held.value, held.axes, flat=True)
-        value = self.want(tensor, tuple(range(held.rank)))
+        value = self.want(tensor, tuple(range(held.rank))) if moved or held.flat else held.value
         axes = tuple(range(len(shape)))
         if value.type.shape == shape:
             return Carried(value, axes)

@@ -197,9 +197,9 @@ def _ranges(case: Case) -> None:
     seen = dict(zip(wanted, execute(proto.SerializeToString(), case.feeds), strict=True))
     for slot in slots:
         arrays = [seen[name] for name in groups[slot.tensor]]
-        room = float(case.rng.choice([0.6, 1.0, 1.3]))
-        lo = room * min(float(np.min(a)) for a in arrays)
-        hi = room * max(float(np.max(a)) for a in arrays)
+        below, above = (float(r) for r in case.rng.uniform(0.6, 1.3, 2))
+        lo = below * min(float(np.min(a)) for a in arrays)
+        hi = above * max(float(np.max(a)) for a in arrays)
         case.plan.quantizers[slot.tensor] = affine(lo, hi, slot.format)
 
 

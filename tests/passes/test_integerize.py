@@ -187,8 +187,9 @@ def factor(data: Draw) -> float:
 
 
 def clip(data: Draw) -> Op:
-    lo, hi = sorted(data.draw(st.floats(-3, 3, width=32)) for _ in range(2))
-    match one(data, "both", "lo", "hi", "six"):
+    # bounds may cross: then all is the upper one
+    lo, hi = (data.draw(st.floats(-3, 3, width=32)) for _ in range(2))
+    match one(data, "both", "both", "lo", "hi", "six"):
         case "both":
             weights = {"lo": np.float32(lo), "hi": np.float32(hi)}
             node = make_node("Clip", ["x", "lo", "hi"], ["y"])

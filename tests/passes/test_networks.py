@@ -170,6 +170,10 @@ NETS: dict[str, Net] = {
     "MatMul with a bias of every element": net(
         "m = MatMul x w\na = Add m b\ny = Relu a", {"x": ["N", 3, 4]}, w=(4, 5), b=(3, 5)
     ),
+    "constants of every element beside channels-last tensors": net(
+        f"c = Conv x w {KEEP}\na = Add c k\nm = Mul a l\nr = Relu m\ns = Sub o r\ny = Conv s v",
+        w=W33, k=(4, 6, 5), l=(6, 5), o=(1, 4, 1, 5), v=(2, 4, 2, 2),
+    ),
     "two MatMuls with biases meet": net(
         "m = MatMul x w\na = Add m b\nn = MatMul x v\nc = Add n d\ny = Add a c", {"x": ["N", 3, 4]},
         w=(4, 5), v=(4, 5), b=(5,), d=(5,),
@@ -243,6 +247,18 @@ def test_no_tensor_is_moved_twice(name: str) -> None:
     if name == "Flatten to Gemm":
         # the Flatten itself costs nothing: the weights are permuted
         assert [type(n.op).__name__ for n in graph.nodes].count("Transpose") == 1
+
+
+def test_pooling_to_one_element_is_reshaped_once() -> None:
+    pooled = net(
+        f"c = Conv x w {KEEP}\np = GlobalAveragePool c\nf = Flatten p\ny = Gemm f g transB=1",
+        w=W33,
+        g=(5, 4),
+    )
+    case = prepare(pooled.model(0))
+    done = integer(case)
+    judge(case, done)
+    assert [type(n.op).__name__ for n in done.graph.nodes].count("Reshape") == 1
 
 
 # --- options ----------------------------------------------------------------------------------------------------

@@ -81,9 +81,7 @@ class Place:
                     placer.open(out, Kind.ACTIVATION, self.activations)
                 case SoftmaxLayer(out=out):
                     bits = (
-                        self.output.bits
-                        if out.is_graph_output() and self.output.bits in (8, 16)
-                        else 8
+                        self.output.bits if _only_leaves(out) and self.output.bits in (8, 16) else 8
                     )
                     placer.open(out, Kind.OUTPUT, Int(bits))
                     plan.quantizers[_name(out)] = Quantizer(

@@ -107,16 +107,15 @@ class Artifact:
 
     def verify(
         self,
-        samples: Iterable[Mapping[str, NDArray[np.generic]]],
+        samples: Iterable[Mapping[str, NDArray[np.generic]]] | Mapping[str, NDArray[np.generic]],
         *,
         sanitize: bool = False,
         trace: int = 2,
     ) -> Verification:
         """Compare the program with the integer graph on every row of `samples`; value by value on `trace` of them."""
+        given = [samples] if isinstance(samples, Mapping) else samples
         batches = (
-            part
-            for feeds in samples
-            for part in _parts(self.graph, border.encode(self.graph, feeds))
+            part for feeds in given for part in _parts(self.graph, border.encode(self.graph, feeds))
         )
         return verify(self.graph, self.runner(sanitize), batches, trace=trace, sanitized=sanitize)
 

@@ -14,7 +14,8 @@ from qcompile.ir import Array, Graph, Port, TensorType
 
 def quantize(x: NDArray[np.generic], port: Port, kind: TensorType) -> Array:
     """Codes of real numbers: float32 division by the scale, round half to even, add the zero point, saturate."""
-    steps = np.rint(x.astype(np.float32) / np.float32(port.scale)).astype(np.float64)
+    with np.errstate(over="ignore"):
+        steps = np.rint(x.astype(np.float32) / np.float32(port.scale)).astype(np.float64)
     codes: Array = np.clip(steps + port.zero_point, kind.dtype.lo, kind.dtype.hi).astype(
         kind.dtype.numpy
     )
@@ -53,8 +54,10 @@ def encode(graph: Graph, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, 
             or x.shape[0] % shape[0]
             or x.shape[0] == 0
         ):
+            lead = "N" if shape[0] == 1 else f"{shape[0]} * N"
+            sizes = ", ".join([lead, *map(str, shape[1:])])
             raise BadInput(
-                f"input {port.name!r} takes shape [N, {', '.join(map(str, shape[1:]))}], not {list(x.shape)}"
+                f"input {port.name!r} takes shape [{sizes}] with N at least 1, not {list(x.shape)}"
             )
         if x.dtype.kind not in "fiub":
             raise BadInput(f"input {port.name!r} takes numbers, not {x.dtype}")
@@ -71,6 +74,12 @@ def encode(graph: Graph, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, 
 def decode(graph: Graph, codes: Mapping[str, Array]) -> dict[str, NDArray[np.float64]]:
     """Real numbers of every output."""
     return {port.name: dequantize(codes[port.name], port) for port, _ in graph.outputs}
+
+
+def whole(graph: Graph, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """Feeds cut to a multiple of the batch the graph takes at once."""
+    steps = {port.name: value.type.shape[0] for port, value in graph.inputs}
+    return {k: x[: len(x) // steps.get(k, 1) * steps.get(k, 1)] for k, x in feeds.items()}
 
 
 def to_channels_last(feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:

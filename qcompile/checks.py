@@ -96,7 +96,10 @@ def batches(job: Job, graph: Graph, data: Dataset, rows: int) -> Iterator[dict[s
     steps = {port.name: value.type.shape[0] for port, value in graph.inputs}
     for batch in data:
         nhwc = job.options.io_layout == "nhwc"
-        codes = border.encode(graph, border.to_channels_last(batch) if nhwc else batch)
+        whole = border.whole(graph, batch)
+        if not all(len(x) for x in whole.values()):
+            continue
+        codes = border.encode(graph, border.to_channels_last(whole) if nhwc else whole)
         have = min(len(codes[name]) // n for name, n in steps.items())
         for at in range(0, min(have, rows - done), ROWS):
             end = min(at + ROWS, have, rows - done)
@@ -114,11 +117,10 @@ def _exported(
 
     session = ExactSession(model)
     samples = mismatches = 0
-    lead = graph.inputs[0][1].type.shape[0]
     for codes in parts:
         expected = border.run_graph(graph, codes)
         got = session.run(codes) if graph.free_batch else _one_by_one(graph, session, codes)
-        samples += len(codes[graph.inputs[0][0].name]) // lead
+        samples += len(codes[graph.inputs[0][0].name])
         mismatches += sum(int((expected[p.name] != got[p.name]).sum()) for p, _ in graph.outputs)
     return samples, mismatches
 

@@ -39,6 +39,7 @@ Log = Callable[[str], None]
 
 ACCURACY_SAMPLES, MEASURED_ROWS = 64, 8
 SELF_TEST_ROWS = 2
+POOR_SQNR_DB = 10.0
 
 
 def silent(line: str) -> None:
@@ -56,14 +57,18 @@ def compile(
     force: bool = False,
     options: Options | None = None,
     log: Log = silent,
+    **chosen: object,
 ) -> Artifact:
     """Compile a float ONNX model to a verified integer program in a folder, and return it.
+
+    Any field of `Options` may also be given by itself: `compile(model, weights="int4", first_last="int8")`.
 
     `calibration` is whatever `qcompile.data.open_data` takes; None makes a synthetic set, which every report marks.
     The folder is written beside its place and moved there at the end: nothing half done is left behind.
     """
-    job = Job.checked(model, target, recipe, output, input_dims or {}, force, options or Options())
-    context = pipeline.Context(seed=job.options.seed, log=log)
+    settings = (options or Options()).but(chosen)
+    job = Job.checked(model, target, recipe, output, input_dims or {}, force, settings)
+    context = pipeline.Context(seed=settings.seed, log=log)
 
     made = build(job, calibration, context)
     with folder.staged(job.output) as place:
@@ -72,7 +77,13 @@ def compile(
             job, made.integerized.graph, place, made.data, made.exported.integer, context
         )
         measured = _measure(job, made)
-        checks.gate(job, checked, measured.worst_output())
+        worst = measured.worst_output()
+        checks.gate(job, checked, worst)
+        if worst is not None and worst < POOR_SQNR_DB:
+            context.warn(
+                f"the output is only {worst:.1f} dB from the float model: this network is damaged; "
+                "use more bits, another --method, or --first-last int8"
+            )
         folder.write(place, _documents(job, made, checked, measured, context))
         folder.publish(place, job.output)
     return load(job.output)
@@ -125,11 +136,15 @@ class FloatSide:
 def prepare(job: Job, context: pipeline.Context) -> FloatSide:
     """Load the model, bring it to its canonical form and decide where it is rounded."""
     from qcompile.onnx import frontend
+    from qcompile.onnx.batch import settle_batch
 
     model = frontend.load(job.source, input_dims=job.input_dims, warn=context.warn)
     plan = QuantPlan()
     before, _ = passes(job)
-    pipeline.run(before, model, plan, context)
+    shaping = [p for p in before if p.name != "place"]
+    pipeline.run(shaping, model, plan, context)
+    settle_batch(model)
+    pipeline.run([p for p in before if p not in shaping], model, plan, context)
     file = None if isinstance(job.source, bytes) else str(job.source)
     return FloatSide(model, plan, sha256_of(job.source), file, model.opset_imports.get("", 0))
 
@@ -139,6 +154,7 @@ def examine(
 ) -> tuple[onnx_ir.Model, QuantPlan, list[tuple[str, str, str]]]:
     """The canonical model, its slots, and every node that has no integer form: name, operator, why."""
     from qcompile.onnx import frontend
+    from qcompile.onnx.batch import settle_batch
     from qcompile.passes.layers import refused
 
     job = Job.checked(model, "x86", "default", None, input_dims, True, Options())
@@ -146,6 +162,7 @@ def examine(
     before, _ = passes(job)
     shaping = [p for p in before if p.name != "place"]
     pipeline.run(shaping, floats, plan, context)
+    settle_batch(floats)
     failed = refused(floats)
     if not failed:
         pipeline.run([p for p in before if p not in shaping], floats, plan, context)
@@ -223,6 +240,12 @@ def open_samples(
     from qcompile.data import open_data
 
     o = job.options
+    if isinstance(calibration, np.ndarray):
+        if len(side.model.graph.inputs) > 1:
+            raise BadInput(
+                "the model has several inputs: give calibration samples as dicts of arrays by name"
+            )
+        calibration = {str(side.model.graph.inputs[0].name): calibration}
     data = open_data(
         calibration, specs(side.model), samples=o.samples, seed=o.seed, warn=context.warn
     )
@@ -331,9 +354,13 @@ def _measure(job: Job, made: Build) -> Measured:
     o, side = job.options, made.floats
     samples = made.data.rows(ACCURACY_SAMPLES)
     # all values of all rows at once would take gigabytes for a large network
-    starts = range(0, ACCURACY_SAMPLES, MEASURED_ROWS)
-    parts = ({k: a[at : at + MEASURED_ROWS] for k, a in samples.items()} for at in starts)
-    batches = (b for b in parts if all(len(a) for a in b.values()))
+    lead = made.integerized.graph.inputs[0][1].type.shape[0]
+    rows = -(-MEASURED_ROWS // lead) * lead
+    parts = (
+        {k: a[at : at + rows] for k, a in samples.items()}
+        for at in range(0, ACCURACY_SAMPLES, rows)
+    )
+    batches = (b for b in parts if all(len(a) and len(a) % lead == 0 for a in b.values()))
     last = o.io_layout == "nhwc"
     return measure(
         side.model,

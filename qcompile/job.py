@@ -48,6 +48,10 @@ class Job:
         options: Options,
     ) -> Job:
         """Raise BadInput at the first setting that cannot be."""
+        if not isinstance(source, str | bytes | os.PathLike):
+            raise BadInput(
+                f"a model is a path or bytes, not {type(source).__name__}; give model.SerializeToString()"
+            )
         chosen = target.get(target_name)
         cpu = options.cpu or chosen.cpus[0]
         recipe.one_of(cpu, tuple(chosen.cpus), f"target {target_name}: --cpu")

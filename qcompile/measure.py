@@ -129,6 +129,10 @@ def measure(
             r = real[name].astype(np.float64)
             if stage.count == 0 or name not in {o.tensor for o in origins.values()}:
                 stage.integer.add(r, got[name].astype(np.float64))
+            if r.shape != got[name].shape:
+                raise ValueError(
+                    f"{name} has shape {list(r.shape)} in float and {list(got[name].shape)} in integers"
+                )
             agreed[name] += int((r.argmax(-1) == got[name].argmax(-1)).sum())
             counted[name] += r.argmax(-1).size
     result.agreement = {name: agreed[name] / max(counted[name], 1) for name in outputs}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+
+from qcompile.errors import BadInput
+from qcompile.recipe import known_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,3 +37,14 @@ class Options:
     plan: str | os.PathLike[str] | None = None
     require_verified: bool = False
     min_sqnr: float | None = None
+
+    def but(self, chosen: Mapping[str, object]) -> Options:
+        """These options with some chosen anew; BadInput for a name that is none."""
+        known_keys(chosen, tuple(f.name for f in fields(self)), "compile")
+        for name, value in chosen.items():
+            wanted = type(getattr(Options(), name))
+            if wanted in (str, int, bool) and not isinstance(value, wanted):
+                raise BadInput(
+                    f"compile: {name} is a {wanted.__name__}, not {type(value).__name__}"
+                )
+        return replace(self, **chosen)  # type: ignore[arg-type]

@@ -118,7 +118,10 @@ def evaluate(
     session = FloatSession(floats, outputs)
     real: dict[str, list[NDArray[np.generic]]] = {name: [] for name in outputs}
     mine: dict[str, list[NDArray[np.generic]]] = {name: [] for name in outputs}
-    for batch in dataset:
+    for given in dataset:
+        batch = border.whole(artifact.graph, given)
+        if not all(len(x) for x in batch.values()):
+            continue
         f = session.run(batch)
         q = (
             border.to_channels_first(artifact.run(border.to_channels_last(batch)))
@@ -172,7 +175,8 @@ def _original(data: Mapping[str, object], given: Model | None) -> Model:
     assert isinstance(about, dict)
     source = given if given is not None else about.get("file")
     if source is None or (not isinstance(source, bytes) and not Path(source).is_file()):
-        raise BadInput(f"the float model {source or ''} is not there; name it with --model")
+        what = "it was compiled from bytes" if source is None else f"{source} is not there"
+        raise BadInput(f"the float model is needed and {what}; name it with --model")
     if sha256_of(source) != about.get("sha256"):
         shown = "the given model" if isinstance(source, bytes) else str(source)
         raise BadInput(f"{shown} is not the model this was compiled from (its sha256 differs)")
@@ -234,7 +238,10 @@ def verify(
         shape = (shape[-1], *shape[:-1]) if nhwc and len(shape) > 1 else shape
         specs.append(InputSpec(port.name, (None, *shape), np.dtype(np.float32)))
     opened = open_data(data, specs, samples=samples, seed=seed, warn=warn)
-    batches = (border.to_channels_last(b) if nhwc else b for b in opened)
+    cut = (border.whole(artifact.graph, b) for b in opened)
+    batches = (
+        border.to_channels_last(b) if nhwc else b for b in cut if all(len(x) for x in b.values())
+    )
     return artifact.verify(batches, sanitize=sanitize, trace=trace), opened.origin
 
 

@@ -61,12 +61,16 @@ def verify(
     On a mismatch the first diverging layer is found by tracing the row in which it showed.
     """
     samples = mismatches = intermediates = 0
+    lead = graph.inputs[0][1].type.shape[0]
     first: Mismatch | None = None
     for batch in batches:
         rows = _rows(graph, batch)
         if samples < trace:
             found, compared, worst = _trace(
-                graph, runner, _cut(graph, batch, 0, min(rows, trace - samples)), samples
+                graph,
+                runner,
+                _cut(graph, batch, 0, min(rows, -(-(trace - samples) // lead))),
+                samples,
             )
             mismatches += found
             intermediates = max(intermediates, compared)
@@ -82,7 +86,7 @@ def verify(
                 first = _locate(
                     graph, runner, batch, at[0] // value.type.shape[0], samples
                 ) or _mismatch(value, at, samples, expected[port.name], got[port.name])
-        samples += rows
+        samples += rows * lead
         progress(samples)
     return Verification(samples, mismatches, first, intermediates, sanitized)
 
@@ -108,6 +112,8 @@ def _trace(
     found = compared = 0
     first: Mismatch | None = None
     rows = _rows(graph, batch)
+    # an output that differs is counted where outputs are compared
+    outputs = {value for _, value in graph.outputs}
     for row in range(rows):
         one = _cut(graph, batch, row, row + 1)
 
@@ -120,9 +126,9 @@ def _trace(
             compared += row == 0
             differs = mine != expected
             if differs.any():
-                found += int(differs.sum())
+                found += 0 if value in outputs else int(differs.sum())
                 at = tuple(int(i) for i in np.argwhere(differs)[0])
-                first = first or _mismatch(value, at, done + row, expected, mine)
+                first = first or _mismatch(value, at, done + row * lead, expected, mine)
 
         graph.run(one, on_value=compare)
     return found, compared, first
@@ -137,6 +143,4 @@ def _mismatch(
     value: Value, at: tuple[int, ...], done: int, expected: Array, got: Array
 ) -> Mismatch:
     layer = value.producer.name if value.producer is not None else value.name
-    lead = value.type.shape[0]
-    index = (at[0] % lead, *at[1:])
-    return Mismatch(layer, value.name, done + at[0] // lead, index, int(expected[at]), int(got[at]))
+    return Mismatch(layer, value.name, done + at[0], at[1:], int(expected[at]), int(got[at]))

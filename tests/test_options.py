@@ -121,3 +121,44 @@ def test_a_choice_there_is_not_is_refused(
     with pytest.raises(BadInput, match=words):
         compile_with(models, tmp_path, **chosen)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fields_of_options_may_be_given_by_themselves(models: Path, tmp_path: Path) -> None:
+    model = models / "digits-resnet" / "model.onnx"
+    artifact = qcompile.compile(
+        model, "x86", output=tmp_path / "out", output_dtype="int8", verify_samples=1
+    )
+    assert artifact.report["outputs"][0]["dtype"] == "int8"  # type: ignore[index]
+    with pytest.raises(BadInput, match="did you mean 'weights'"):
+        qcompile.compile(model, "x86", output=tmp_path / "none", wieghts="int4")
+
+
+def test_a_fixed_batch_takes_any_multiple_of_it(models: Path, tmp_path: Path) -> None:
+    folder = models / "digits-resnet"
+    artifact = qcompile.compile(
+        folder / "model.onnx",
+        "x86",
+        folder / "calib.toml",
+        output=tmp_path / "out",
+        input_dims={"N": 4},
+    )
+    assert artifact.report["inputs"][0]["shape"] == [4, 1, 8, 8]  # type: ignore[index]
+    feeds = evaluation(models, 8)
+    assert artifact.run(feeds)["logits"].shape == (8, 10)
+    verification = artifact.verify(feeds)
+    assert (verification.samples, verification.mismatches) == (8, 0)
+    with pytest.raises(BadInput, match=r"4 \* N"):
+        artifact.run(evaluation(models, 6))
+
+
+def test_a_ruined_network_is_said(models: Path, tmp_path: Path) -> None:
+    folder = models / "digits-dscnn"
+    artifact = qcompile.compile(
+        folder / "model.onnx",
+        "x86",
+        folder / "calib.toml",
+        output=tmp_path / "out",
+        weights="int2",
+        verify_samples=1,
+    )
+    assert any("damaged" in w for w in artifact.report["warnings"])  # type: ignore[attr-defined]

@@ -40,8 +40,8 @@ class _Border:
             if port.name not in feeds:
                 raise BadInput(f"input {port.name} is not given")
             x, kind = np.asarray(feeds[port.name]), value.type
-            rows = x.shape[:1] if self.graph.free_batch else kind.shape[:1]
-            if x.dtype != kind.dtype.numpy or x.shape != (*rows, *kind.shape[1:]):
+            whole_calls = self.graph.free_batch or not (x.shape and x.shape[0] % kind.shape[0])
+            if x.dtype != kind.dtype.numpy or x.shape[1:] != kind.shape[1:] or not whole_calls:
                 raise BadInput(
                     f"input {port.name} takes {kind}, not {x.dtype} of shape {list(x.shape)}"
                 )

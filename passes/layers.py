@@ -234,6 +234,11 @@ class _Partition:
             case "qcompile", _:
                 exact.meaning(self.model, node)
                 yield Table(name, node, _operand(node, 0), out)
+            case "", "ReduceMean":
+                raise Unsupported(
+                    f"node {name}: ReduceMean has an integer form only over all spatial axes together, "
+                    "of a channels-first tensor; reduce over those, or cut the model before it"
+                )
             case domain, op:
                 shown = f"{domain}.{op}" if domain else op
                 raise Unsupported(
@@ -272,7 +277,7 @@ class _Partition:
         if user is None or user.domain or user.op_type not in ("Add", "Sub"):
             return False
         a, b = user.inputs[0], user.inputs[1]
-        if a is None or b is None or a is b or (user.op_type == "Sub" and b is value):
+        if a is None or b is None or (user.op_type == "Sub" and b is value):
             return False
         if value.shape != user.outputs[0].shape:
             return False

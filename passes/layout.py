@@ -125,8 +125,7 @@ class Layout:
         if held.axes == axes:
             return held.value
         perm = tuple(held.axes.index(a) for a in axes)
-        if perm[0] != 0:
-            raise TypeError("the batch axis is moved, which an integer graph cannot do")
+        assert perm[0] == 0, "what moves the batch axis is refused before"
         key = held.value, perm
         if key not in self._moved:
             moving = [p for p in perm if held.value.type.shape[p] != 1]

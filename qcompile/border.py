@@ -56,9 +56,7 @@ def encode(graph: Graph, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, 
         ):
             lead = "N" if shape[0] == 1 else f"{shape[0]} * N"
             sizes = ", ".join([lead, *map(str, shape[1:])])
-            raise BadInput(
-                f"input {port.name!r} takes shape [{sizes}] with N at least 1, not {list(x.shape)}"
-            )
+            raise BadInput(f"input {port.name!r} takes shape [{sizes}], not {list(x.shape)}")
         if x.dtype.kind not in "fiub":
             raise BadInput(f"input {port.name!r} takes numbers, not {x.dtype}")
         if x.dtype.kind == "f" and not np.isfinite(x).all():

@@ -621,6 +621,10 @@ REFUSED: dict[str, tuple[list[onnx.NodeProto], Inputs, dict[str, NDArray[Any]], 
         [make_node("Reshape", ["x", "s"], ["y"], name="it")],
         {"x": ["N", 4, 6]}, {"s": np.array([-1, 48])}, "mixes samples",
     ),
+    "Reshape that fixes the batch": (
+        [make_node("Reshape", ["x", "s"], ["y"], name="it")],
+        {"x": ["N", 4, 6]}, {"s": np.array([8, 6])}, "mixes samples",
+    ),
     "Reshape to a scalar": (
         [make_node("Reshape", ["x", "s"], ["r"], name="it"), make_node("Relu", ["r"], ["y"])],
         {"x": [1, 1]}, {"s": np.zeros(0, np.int64)}, "scalar",

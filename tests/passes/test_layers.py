@@ -144,6 +144,9 @@ def test_bias_of_a_matmul() -> None:
     # one number for every element is no bias of columns
     (layer,) = layers([mm, add], rows, w=(4, 5), b=(3, 5))
     assert shape(layer) == "Linear + Operand -> y"
+    # nor are as many numbers as there are columns, one for each row
+    (layer,) = layers([mm, add], {"x": ["N", 2, 5, 4]}, w=(4, 5), b=(5, 1))
+    assert shape(layer) == "Linear + Operand -> y"
 
 
 def test_kinds_of_layers() -> None:

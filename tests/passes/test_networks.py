@@ -97,6 +97,9 @@ NETS: dict[str, Net] = {
     "Flatten, table, Gemm": net(
         f"c = Conv x w {KEEP}\nf = Flatten c\ns = Tanh f\ny = Gemm s g transB=1", w=W33, g=(5, 120)
     ),
+    "Flatten, Relu, Gemm": net(
+        f"c = Conv x w {KEEP}\nf = Flatten c\nr = Relu f\ny = Gemm r g transB=1", w=W33, g=(5, 120)
+    ),
     "Flatten plus a constant of every element": net(
         f"c = Conv x w {KEEP}\nf = Flatten c\na = Mul f f\nb = Add a k\ny = Relu b", w=W33, k=(1, 120)
     ),

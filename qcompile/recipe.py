@@ -64,7 +64,7 @@ def parse(text: str, name: str) -> Recipe:
     """Read a recipe; unknown keys are refused with the nearest known one."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise BadInput(f"recipe {name}: {e}") from e
     known_keys(data, ("summary", "pass", "residual", "requant"), f"recipe {name}")
     entries = data.get("pass", [])

@@ -172,3 +172,9 @@ def test_what_is_wrong_with_an_input_is_said(name: str) -> None:
 def test_rows_that_do_not_fill_a_fixed_batch_are_refused() -> None:
     with pytest.raises(BadInput, match="takes shape"):
         encode(doubled(free=False, rows=2), feeds(3))
+
+
+@pytest.mark.parametrize("x", [3e38, -3e38, 1e300, -1e300])
+def test_reals_beyond_float32_saturate(x: float) -> None:
+    port, kind = Port("x", 2.0**-10, 0), TensorType(DType.I8, (1,))
+    assert quantize(np.array([x]), port, kind).tolist() == [127 if x > 0 else -128]

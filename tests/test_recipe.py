@@ -68,6 +68,7 @@ def test_recipe_from_a_file(tmp_path: Path) -> None:
 
 
 BAD = {
+    "deep nesting": ("x = " + "[" * 5000, "recipe r: "),
     "no TOML": ("summary = ", "recipe r: "),
     "misspelt key": ('sumary = "x"', "recipe r: unknown key 'sumary'; did you mean 'summary'"),
     "strange key": (

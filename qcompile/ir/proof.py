@@ -41,7 +41,7 @@ def code_range(value: Value) -> tuple[int, int]:
             lo, hi = code_range(node.inputs[0])
             return min(lo, fill), max(hi, fill)
         case ops.Concat():
-            ranges = [code_range(v) for v in node.inputs]
+            ranges = [code_range(v) for v in dict.fromkeys(node.inputs)]
             return min(lo for lo, _ in ranges), max(hi for _, hi in ranges)
         case ops.Conv() | ops.MatMul() | ops.SumPool() | ops.Mul():
             bound = int(accumulator_bound(node).max())

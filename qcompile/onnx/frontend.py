@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -40,11 +40,26 @@ def load(
     _drop_default_inputs(proto.graph)
     _check_inputs(proto.graph)
     _set_dims(proto.graph, input_dims or {}, warn)
+    outputs = [v.name for v in proto.graph.output]
     if isolated:
-        return ir.from_proto(_simplify_elsewhere(proto))
-    from qcompile.onnx.simplify import simplify
+        model = ir.from_proto(_simplify_elsewhere(proto))
+    else:
+        from qcompile.onnx.simplify import simplify
 
-    return ir.from_proto(simplify(proto))
+        model = ir.from_proto(simplify(proto))
+    _keep_outputs(model.graph, outputs)
+    return model
+
+
+def _keep_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Two outputs that became one value when an Identity went are two again."""
+    for i, name in enumerate(names):
+        value = graph.outputs[i]
+        if value.name == name:
+            continue
+        copy = ir.Value(name=name, shape=value.shape, type=value.type)
+        graph.append(ir.Node("", "Identity", [value], outputs=[copy], name=f"{name}.copy"))
+        graph.outputs[i] = copy
 
 
 def _simplify_elsewhere(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -665,3 +665,24 @@ def test_a_trained_network_is_the_same_in_isolation() -> None:
 def test_a_language_model_is_refused_for_its_input() -> None:
     with pytest.raises(Unsupported, match="'input_ids' is a tensor of int64"):
         frontend.load(ZOO / "stories260k-llama" / "model.onnx")
+
+
+def test_outputs_joined_by_an_identity_stay_two() -> None:
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Relu", ["x"], ["y"]),
+            onnx.helper.make_node("Identity", ["y"], ["z"]),
+        ],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 4])],
+        [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["N", 4]) for n in "yz"],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
+    loaded = frontend.load(model.SerializeToString(), isolated=False)
+    assert [v.name for v in loaded.graph.outputs] == ["y", "z"]
+    x = np.array([[-1, 2, -3, 4]], np.float32)
+    session = onnxruntime.InferenceSession(ir.to_proto(loaded).SerializeToString())
+    for result in session.run(None, {"x": x}):
+        assert result.tolist() == [[0, 2, 0, 4]]

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompile.errors import Unsupported
+from qcompile.integerized import Integerized
 from qcompile.ir import (
     Array,
     Concat,
@@ -58,21 +59,12 @@ from .layers import (
     initializer,
     partition,
 )
-from .layout import Carried, Layout, Origin, channels_last
+from .layout import Carried, Layout, channels_last
 from .sums import settle
 from .views import Cut, Framed, Largest, Permuted, Reshaped, counts, static_dims
 
 Requant = Literal["dyadic", "shift"]
 IoLayout = Literal["model", "nhwc"]
-
-
-@dataclass(slots=True)
-class Integerized:
-    """The integer graph, what its values stand for, and the error of each rescale's multipliers."""
-
-    graph: Graph
-    origins: dict[str, Origin] = field(default_factory=dict)
-    multiplier_errors: dict[str, float] = field(default_factory=dict)
 
 
 def integerize(

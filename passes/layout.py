@@ -12,15 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qcompile.errors import Unsupported
+from qcompile.integerized import Origin
 from qcompile.ir import Graph, Reshape, Transpose, Value
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where an integer value comes from: float tensor, and which float axis each of its axes is."""
-
-    tensor: str
-    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from qcompile import plan as plans
 from qcompile.artifact import REPORT_FILE, Artifact, load, write_graph
 from qcompile.errors import BadInput
 from qcompile.formats import Int, parse_format
+from qcompile.integerized import Integerized
 from qcompile.ir import Array, DType, Graph
 from qcompile.job import INPUT_DTYPES, OUTPUT_DTYPES, Job, Model, sha256_of
 from qcompile.manifest import MANIFEST_FILE
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from qcompile.data import Dataset, InputSpec
     from qcompile.measure import Measured
-    from qcompile.passes.integerize import Integerized
     from qcompile.target import Lowered
 
 Log = Callable[[str], None]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile import border
+from qcompile.integerized import Integerized
 from qcompile.ir import Array, Graph, Value
 from qcompile.onnx.execute import FloatSession
 from qcompile.plan import QuantPlan
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-    from qcompile.passes.integerize import Integerized
 
 Batch = Mapping[str, NDArray[np.generic]]
 

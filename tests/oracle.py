@@ -19,12 +19,13 @@ from onnx import helper, numpy_helper
 
 from qcompile import border
 from qcompile.formats import Int
+from qcompile.integerized import Integerized
 from qcompile.ir import Array, Graph, Lut, Node, Rescale, SumPool, Value
 from qcompile.onnx import frontend
 from qcompile.passes.calibrate import symmetric_scales
 from qcompile.passes.canonicalize import Canonicalize
 from qcompile.passes.fold import Fold
-from qcompile.passes.integerize import Integerized, integerize
+from qcompile.passes.integerize import integerize
 from qcompile.passes.layers import (
     Join,
     Layer,

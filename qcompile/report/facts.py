@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompile.checks import Checked
+from qcompile.integerized import Integerized
 from qcompile.ir import Graph, Port, Value
 from qcompile.ir.proof import prove
 from qcompile.job import Job
@@ -19,7 +20,6 @@ from qcompile.verify import Mismatch
 if TYPE_CHECKING:
     from qcompile.data import Dataset
     from qcompile.measure import Measured
-    from qcompile.passes.integerize import Integerized
     from qcompile.plan import QuantPlan
 
 Json = dict[str, object]

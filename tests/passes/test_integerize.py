@@ -22,8 +22,8 @@ from onnx.helper import make_node
 
 from qcompile.errors import QcompileError, Unsupported
 from qcompile.formats import Int
+from qcompile.integerized import Integerized
 from qcompile.ir import Conv, Graph, Node, Pad, Rescale, arith, text
-from qcompile.passes.integerize import Integerized
 from qcompile.passes.place import Place
 from qcompile.plan import Kind
 from tests.oracle import Case, Inputs, Weights, build, integer, judge, mutate, prepare

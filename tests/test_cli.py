@@ -266,9 +266,9 @@ def test_a_traceback_takes_v(run: Run, compiler: SimpleNamespace) -> None:
 
 
 def test_a_file_that_cannot_be_used(run: Run, compiler: SimpleNamespace) -> None:
-    compiler.says = raising(PermissionError(13, "Permission denied", "/root/x"))
+    compiler.says = raising(PermissionError(13, "Permission denied", "/private/x"))
     done = run("m.onnx")
-    assert (done.code, done.err) == (2, "error: '/root/x': Permission denied\n")
+    assert (done.code, done.err) == (2, "error: '/private/x': Permission denied\n")
 
 
 def test_an_interrupt(run: Run, compiler: SimpleNamespace) -> None:

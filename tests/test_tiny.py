@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 import qcompile
@@ -45,6 +46,6 @@ def test_an_onnx_file_becomes_a_verified_program(tmp_path: Path) -> None:
     assert verification.intermediates >= 3
     golden, got = artifact.golden.run(samples[0])["y"], artifact.run(samples[0])["y"]
     assert np.array_equal(golden, got)
-    session = __import__("onnxruntime").InferenceSession(tmp_path / "tiny.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "tiny.onnx")
     real = session.run(None, samples[0])[0]
     assert 10 * np.log10(np.square(real).sum() / np.square(real - got).sum()) > 30

@@ -67,7 +67,8 @@ def compile(
     The folder is written beside its place and moved there at the end: nothing half done is left behind.
     """
     settings = (options or Options()).but(chosen)
-    job = Job.checked(model, target, recipe, output, input_dims or {}, force, settings)
+    job = Job.checked(model, target, recipe, output, input_dims or {}, settings)
+    folder.check(job.output, force)
     context = pipeline.Context(seed=settings.seed, log=log)
 
     made = build(job, calibration, context)
@@ -157,7 +158,7 @@ def examine(
     from qcompile.onnx.batch import settle_batch
     from qcompile.passes.layers import refused
 
-    job = Job.checked(model, "x86", "default", None, input_dims, True, Options())
+    job = Job.checked(model, "x86", "default", None, input_dims, Options())
     floats, plan = frontend.load(model, input_dims=input_dims, warn=context.warn), QuantPlan()
     before, _ = passes(job)
     shaping = [p for p in before if p.name != "place"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qcompile import folder, manifest, recipe, target
+from qcompile import manifest, recipe, target
 from qcompile.errors import BadInput
 from qcompile.formats import Int, parse_format
 from qcompile.options import Options
@@ -44,7 +44,6 @@ class Job:
         recipe_name: str | os.PathLike[str],
         output: str | os.PathLike[str] | None,
         input_dims: Mapping[str, int],
-        force: bool,
         options: Options,
     ) -> Job:
         """Raise BadInput at the first setting that cannot be."""
@@ -67,7 +66,6 @@ class Job:
                 raise BadInput(f"{what} is at least 1, not {count}")
         name = identifier(options.name or _title(source))
         place = Path(output) if output is not None else Path(f"{name}-{target_name}")
-        folder.check(place, force)
         return cls(
             source, chosen, cpu, recipe.load(recipe_name), place, dict(input_dims), options, name
         )

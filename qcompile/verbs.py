@@ -83,7 +83,8 @@ def quantize(
     """Write the QDQ model (`qdq.onnx`) and the plan (`plan.toml`) to a folder, without any target."""
     from qcompile.onnx import qdq
 
-    job = Job.checked(model, "x86", recipe, output, input_dims or {}, force, options or Options())
+    job = Job.checked(model, "x86", recipe, output, input_dims or {}, options or Options())
+    folder.check(job.output, force)
     context = pipeline.Context(seed=job.options.seed, log=log)
     side = driver.prepare(job, context)
     data = driver.open_samples(job, side, calibration, context)
@@ -207,7 +208,6 @@ def reproduce(
             str(recorded["name"]),
             again,
             _dims_of(data),
-            False,
             options,
         )
         if manifest.sha256(repr(job.recipe).encode()) != recorded.get("sha256"):

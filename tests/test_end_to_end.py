@@ -221,6 +221,19 @@ def test_force_overwrites_only_what_qcompile_made(models: Path, tmp_path: Path) 
     assert (mine / "thesis.txt").read_text() == "years of work"
 
 
+def test_inspecting_minds_no_output_folder(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = tmp_path / "digits_resnet-x86"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(tmp_path)
+    found = verbs.inspect(models / "digits-resnet" / "model.onnx")
+    assert found["unsupported"] == []
+    with pytest.raises(BadInput, match="not empty"):
+        qcompile.compile(models / "digits-resnet" / "model.onnx")
+
+
 def test_made_up_data_is_marked_in_every_report(models: Path, tmp_path: Path) -> None:
     artifact = qcompile.compile(models / "digits-resnet" / "model.onnx", output=tmp_path / "out")
     assert artifact.report["data"]["marked"] is True  # type: ignore[index]

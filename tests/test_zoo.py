@@ -140,12 +140,12 @@ def test_integer_onnx_is_exact_on_the_whole_evaluation_set(network: tuple[str, C
         assert np.array_equal(session.run(part)[c.output], graph.run(part)[c.output])
 
 
+# emulation is slow: the smallest network stands for all
+@pytest.mark.parametrize("network", ["kws"], indirect=True)
 def test_integer_onnx_is_exact_in_the_oldest_onnxruntime_and_without_vnni(
     network: tuple[str, Compiled], tmp_path: Path
 ) -> None:
     name, c = network
-    if name != "kws":  # emulation is slow: the smallest network stands for all
-        return
     from qcompile import border
 
     codes = border.encode(c.x86.graph, {c.input: c.evaluation[:16]})

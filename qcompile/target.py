@@ -5,7 +5,7 @@ A target never changes a value: what it cannot run it refuses (`Unsupported`), n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -71,10 +71,25 @@ class Runner(Protocol):
 class Target(Protocol):
     """A family of chips."""
 
-    name: str
-    summary: str
-    cpus: Sequence[str]
-    sanitizers: str
+    @property
+    def name(self) -> str:
+        """What `--target` calls it."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        ...
+
+    @property
+    def cpus(self) -> Sequence[str]:
+        """What `--cpu` takes; the first is the default."""
+        ...
+
+    @property
+    def sanitizers(self) -> str:
+        """What the sanitized build looks for."""
+        ...
 
     def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
         """Emit the program called `name` (a C identifier), with `vectors` (one row each) in its self-test; pure."""
@@ -96,9 +111,19 @@ class Target(Protocol):
 
 
 _FAMILIES: Mapping[str, str] = {
-    "x86": "qcompile.targets.x86",
-    "arm": "qcompile.targets.arm",
+    "x86": "x86",
+    "arm": "arm",
+    "cortex-m0": "mcu",
+    "cortex-m3": "mcu",
+    "cortex-m4": "mcu",
+    "cortex-m7": "mcu",
+    "cortex-m33": "mcu",
+    "cortex-m55": "mcu",
 }
+"""Every target and the folder of its family."""
+
+ALIASES: Mapping[str, str] = {"mcu": "cortex-m4"}
+"""Other names that targets go by."""
 
 
 def names() -> list[str]:
@@ -108,11 +133,14 @@ def names() -> list[str]:
 
 def get(name: str) -> Target:
     """Return the target called `name`; BadInput with the nearest name otherwise."""
+    name = ALIASES.get(name, name)
     if name not in _FAMILIES:
         from difflib import get_close_matches
 
-        near = get_close_matches(name, _FAMILIES, n=1)
+        known = [*_FAMILIES, *ALIASES]
+        near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise BadInput(f"there is no target '{name}'; {hint}targets: {', '.join(_FAMILIES)}")
-    make: Callable[[], Target] = import_module(_FAMILIES[name]).target
-    return make()
+        raise BadInput(f"there is no target '{name}'; {hint}targets: {', '.join(known)}")
+    family = import_module(f"qcompile.targets.{_FAMILIES[name]}")
+    found: Mapping[str, Target] = family.TARGETS
+    return found[name]

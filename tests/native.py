@@ -61,7 +61,7 @@ def check(
     warnings: Sequence[str] = WARNINGS,
     link: Sequence[str] = (),
     kernels: Sequence[Kernel] = PORTABLE,
-    host: str = "host_posix.c",
+    host: str | Path = "host_posix.c",
     emulator: Sequence[str] = (),
     seed: int = 0,
 ) -> list[str]:
@@ -80,8 +80,8 @@ def check(
         f"if (case{at}_case() != 0) return {at % 250 + 1};" for at in range(len(graphs))
     )
     main.append(f"int main(void) {{ {calls} return 0; }}")
-    for name in ("host.h", host):
-        (folder / name).write_bytes((HERE / name).read_bytes())
+    for source in ("host.h", host):
+        (folder / Path(source).name).write_bytes((HERE / source).read_bytes())
     (folder / "main.c").write_text("".join(main))
 
     def build(*arguments: str) -> None:
@@ -91,7 +91,7 @@ def check(
 
     objects = {f"case{at}.o": [*warnings, f"-DCASE{at}_TRACE", f"case{at}/model.c"]
                for at in range(len(graphs))}  # fmt: skip
-    objects |= {"main.o": ["main.c"], "host.o": [host]}
+    objects |= {"main.o": ["main.c"], "host.o": [Path(host).name]}
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: build(*objects[name], "-c", "-o", name), objects))
     build(*objects, *link, "-o", "program")

@@ -12,6 +12,7 @@ from qcompile.ir import Graph
 from qcompile.target import Codes, FloatCertificate, Lowered, Runner, Target
 
 from ..c import build, certify, emit, run
+from ..c.text import HERE
 from . import dotprod
 
 # Which cpus have the dot product instructions. The first is the default: plain armv8-a, which runs everywhere.
@@ -22,6 +23,9 @@ _CPUS: Mapping[str, bool] = {
     "neoverse-n1": True,
     "max": True,
 }
+
+
+_HOST = "host_linux_aarch64.c"
 
 
 def _has_dotprod(cpu: str) -> bool:
@@ -56,7 +60,7 @@ def _toolchain(cpu: str) -> build.Toolchain:
         command,
         (*_flags(cpu), "-fno-stack-protector"),
         link=("-nostdlib", "-static"),
-        host="host_linux_aarch64.c",
+        host=_HOST,
     )
 
 
@@ -85,7 +89,9 @@ class Arm:
             )
         else:
             model = emit.lower(graph, name=name, isa="portable", vectors=vectors)
-        around = build.support_files(graph, name=name, family=self.name, flags=_flags(cpu))
+        around = build.support_files(
+            graph, name=name, family=self.name, flags=_flags(cpu), own=[HERE / _HOST]
+        )
         return replace(model, files={**model.files, **around})
 
     def runner(
@@ -122,6 +128,5 @@ class Arm:
         return lacks
 
 
-def target() -> Target:
-    """The arm target."""
-    return Arm()
+TARGETS: Mapping[str, Target] = {"arm": Arm()}
+"""What this family offers."""

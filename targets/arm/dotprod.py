@@ -25,7 +25,7 @@ class DotProduct(Dot):
     """int8 by int8: four depths of eight channels lie side by side, a pixel's four depths are one lane."""
 
     name: str = "dotprod"
-    includes: Sequence[str] = ("<arm_neon.h>",)
+    includes: Sequence[str | Path] = ("<arm_neon.h>",)
     template: str = "dotprod.c.j2"
     folder: Path = Path(__file__).parent
     patch: str = "int8_t"

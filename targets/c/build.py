@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import mkdtemp
+from types import MappingProxyType
 
 from qcompile.errors import QcompileError, ToolchainMissing
 from qcompile.ir import Graph
@@ -24,6 +25,17 @@ from .text import HERE, c_type, render
 
 C_FLAGS = ("-std=c99", "-O3")
 """How a model is compiled unless its user says otherwise; the emitted build files say the same."""
+
+SHARED_FILES = (
+    "runner.c.j2",
+    "selftest.c.j2",
+    "bench.c.j2",
+    "Makefile.j2",
+    "CMakeLists.txt.j2",
+    "host.h",
+    "host_posix.c",
+)
+"""What stands around a model on a system with POSIX input and output."""
 
 SANITIZE = (
     "-O0",
@@ -34,7 +46,7 @@ SANITIZE = (
 )
 """Memory errors and undefined behaviour stop the program with a report; optimising this takes ten times as long."""
 
-TRAP = ("-O1", "-fsanitize=undefined", "-fsanitize-trap=undefined")
+TRAP = ("-O1", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
 """Undefined behaviour stops the program where there is no run-time library to report it."""
 
 GET_CC = "install a C compiler: apt-get install gcc libc6-dev, or pip install 'qcompile[toolchain]'"
@@ -58,11 +70,20 @@ class _CPort:
 
 
 def support_files(
-    graph: Graph, *, name: str, family: str, flags: Sequence[str]
+    graph: Graph,
+    *,
+    name: str,
+    family: str,
+    flags: Sequence[str],
+    own: Sequence[Path] = (),
+    without: Sequence[str] = (),
+    facts: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[str, bytes]:
     """Give the files around the model: build files, self-test, runner, benchmark and their host layer.
 
-    `flags` are what the compiler needs to know of the chip; `family` selects what a build file says.
+    `flags` are what the compiler needs to know of the chip; `family` selects what a build file says. Files and
+    templates of the family's `own`, which may ask for more `facts`, come in addition to the shared ones, or in
+    place of one of the same name; those named in `without` are left out.
     """
     macro = name.upper()
     ports = {
@@ -74,7 +95,7 @@ def support_files(
     }
     inputs, outputs = ports["INPUT"], ports["OUTPUT"]
     results = [f"output{i}" for i in range(len(outputs))]
-    facts = {
+    known = {
         "name": name,
         "NAME": macro,
         "family": family,
@@ -86,19 +107,28 @@ def support_files(
             [*(f"{name}_vector_input_{i}[v]" for i in range(len(inputs))), *results]
         ),
     }
-    rendered = ("runner.c", "selftest.c", "bench.c", "Makefile", "CMakeLists.txt")
-    fixed = ["host.h", "host_posix.c", *(["host_linux_aarch64.c"] if family == "arm" else [])]
+    shared = [HERE / f for f in SHARED_FILES]
     return {
-        **{f: render(f"{f}.j2", HERE, **facts).encode() for f in rendered},
-        **{f: (HERE / f).read_bytes() for f in fixed},
+        name: data
+        for file in (*shared, *own)
+        for name, data in [_rendered(file, {**known, **facts})]
+        if name not in without
     }
+
+
+def _rendered(file: Path, facts: Mapping[str, object]) -> tuple[str, bytes]:
+    """The name and content of a file, a template without its suffix."""
+    if file.suffix != ".j2":
+        return file.name, file.read_bytes()
+    return file.stem, render(file.name, file.parent, **facts).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Toolchain:
     """A C compiler with the flags of one chip, and what its programs need to run here.
 
-    `link` are flags of a whole program, `shared` of a shared library, `host` is the file that implements host.h.
+    `link` are flags of a whole program, `shared` of a shared library, `host` is the file that implements host.h,
+    `language` the flags that are not about the chip.
     """
 
     command: tuple[str, ...]
@@ -106,6 +136,7 @@ class Toolchain:
     link: tuple[str, ...] = ()
     shared: tuple[str, ...] = ("-shared",)
     host: str = "host_posix.c"
+    language: tuple[str, ...] = C_FLAGS
     emulator: tuple[str, ...] = ()
 
 
@@ -197,7 +228,7 @@ class Build:
 
     def object(self, source: str, *options: str) -> Path:
         """The object of one source file."""
-        flags = (*C_FLAGS, *self.toolchain.flags, *self.options, *options)
+        flags = (*self.toolchain.language, *self.toolchain.flags, *self.options, *options)
         return self._make(".o", (*flags, "-c"), [self.folder.resolve() / source])
 
     def _program(self, *options: str) -> Path:

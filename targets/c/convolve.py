@@ -31,7 +31,7 @@ class Dot:
     """
 
     name: str = "dot"
-    includes: Sequence[str] = ()
+    includes: Sequence[str | Path] = ()
     template: str = "dot.c.j2"
     folder: Path = HERE
     patch: str = "int16_t"
@@ -150,7 +150,7 @@ class Depthwise:
     """Conv with one input channel a group: all channels of a pixel side by side, a row of pad values for the border."""
 
     name: str = "depthwise"
-    includes: Sequence[str] = ()
+    includes: Sequence[str | Path] = ()
 
     def matches(self, step: Step) -> bool:
         """One input channel in every group."""

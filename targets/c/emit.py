@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -179,7 +180,7 @@ class _Program:
         body = kernel.body(layer)
         definition = (
             f"/* {self._comment(step, kernel, shared)} */\n"
-            f"static void {function}({', '.join(parameters)})\n{{\n{body}\n}}\n"
+            f"static LAYER void {function}({', '.join(parameters)})\n{{\n{body}\n}}\n"
         )
         return definition, f"{function}({', '.join(arguments)});"
 
@@ -220,7 +221,10 @@ class _Program:
                 "model.c.j2",
                 **common,
                 graph_name=c_comment(self.graph.name),
-                includes=list(dict.fromkeys(i for kernel in self.kernels for i in kernel.includes)),
+                includes=[
+                    f'"{header.name}"' if isinstance(header, Path) else header
+                    for header in self._headers()
+                ],
                 functions=functions,
                 calls=calls,
                 homes=[
@@ -240,8 +244,10 @@ class _Program:
             ),
             "vectors.h": render("vectors.h.j2", **common, **self._vectors(vectors)),
         }
+        files = {path: layout(text).encode() for path, text in texts.items()}
+        files |= {h.name: h.read_bytes() for h in self._headers() if isinstance(h, Path)}
         return Lowered(
-            files={path: layout(text).encode() for path, text in texts.items()},
+            files=files,
             arena_bytes=self.arena,
             weight_bytes=weight_bytes,
             stored=stored,
@@ -251,6 +257,10 @@ class _Program:
                 for step, kernel in zip(self.steps, self.kernels, strict=True)
             ],
         )
+
+    def _headers(self) -> list[str | Path]:
+        """What the kernels in use include, each once."""
+        return list(dict.fromkeys(i for kernel in self.kernels for i in kernel.includes))
 
     def _code(self) -> tuple[list[str], list[str], dict[str, int]]:
         """Functions of the layers, statements of `run`, trace ids in order of execution."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -184,8 +185,8 @@ class Kernel(Protocol):
         ...
 
     @property
-    def includes(self) -> Sequence[str]:
-        """Headers its code needs."""
+    def includes(self) -> Sequence[str | Path]:
+        """Headers its code needs; a Path is a file that is emitted beside the program."""
         ...
 
     def matches(self, step: Step) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Pool:
     """MaxPool and SumPool: all channels of a pixel side by side, taps in the border left out."""
 
     name: str = "pool"
-    includes: Sequence[str] = ()
+    includes: Sequence[str | Path] = ()
 
     def matches(self, step: Step) -> bool:
         """Every MaxPool and SumPool."""
@@ -87,7 +88,7 @@ class Elementwise:
     """Rescale, Mul, and Mul with its Rescale: one pass over the elements, operands broadcast."""
 
     name: str = "elementwise"
-    includes: Sequence[str] = ()
+    includes: Sequence[str | Path] = ()
 
     def matches(self, step: Step) -> bool:
         """Every Rescale and Mul."""
@@ -134,7 +135,7 @@ class Table:
     """Lut: one load for each element."""
 
     name: str = "table"
-    includes: Sequence[str] = ()
+    includes: Sequence[str | Path] = ()
 
     def matches(self, step: Step) -> bool:
         """Every Lut."""
@@ -173,7 +174,7 @@ class SoftmaxRows:
     """Softmax: largest, sum and quotient in three passes over a row; the quotient by a Newton reciprocal."""
 
     name: str = "softmax"
-    includes: Sequence[str] = ()
+    includes: Sequence[str | Path] = ()
 
     def matches(self, step: Step) -> bool:
         """Every Softmax."""
@@ -229,7 +230,7 @@ class Move:
     """Concat, Slice, Pad and Transpose: strided copies, in whole runs where elements lie side by side."""
 
     name: str = "move"
-    includes: Sequence[str] = ()
+    includes: Sequence[str | Path] = ()
 
     def matches(self, step: Step) -> bool:
         """Everything that only moves elements."""

@@ -85,6 +85,5 @@ class X86:
         return ()
 
 
-def target() -> Target:
-    """The x86 target."""
-    return X86()
+TARGETS: Mapping[str, Target] = {"x86": X86()}
+"""What this family offers."""

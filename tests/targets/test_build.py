@@ -120,9 +120,12 @@ def data(rows: int) -> dict[str, Array]:
     }
 
 
+OWN = {"x86": [], "arm": [build.HERE / "host_linux_aarch64.c"]}
+
+
 def emitted(folder: Path, family: str, model: str = MODEL_C) -> Path:
     flags = {"x86": ["-march=x86-64"], "arm": ["-mcpu=generic"]}[family]
-    files = build.support_files(graph(), name=NAME, family=family, flags=flags)
+    files = build.support_files(graph(), name=NAME, family=family, flags=flags, own=OWN[family])
     own = {"model.c": model, "model.h": MODEL_H, "vectors.h": vectors_h(3), "weights.h": ""}
     for name, content in {**files, **{k: v.encode() for k, v in own.items()}}.items():
         (folder / name).write_bytes(content)
@@ -520,7 +523,8 @@ assert b.program.exists()
 
 def test_the_files_are_the_same_every_time() -> None:
     def files(family: str) -> dict[str, bytes]:
-        return build.support_files(graph(), name=NAME, family=family, flags=["-mcpu=generic"])
+        flags = ["-mcpu=generic"]
+        return build.support_files(graph(), name=NAME, family=family, flags=flags, own=OWN[family])
 
     for family in FAMILIES:
         assert files(family) == files(family)

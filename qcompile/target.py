@@ -19,6 +19,20 @@ Codes = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a program's data lies and how many bytes it may take: linker sections, limits on RAM and flash."""
+
+    weights_section: str | None = None
+    arena_section: str | None = None
+    max_ram: int | None = None
+    max_flash: int | None = None
+
+
+ANYWHERE = Placement()
+"""Default sections, no limits."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One node of the lowered program, for the report."""
 
@@ -91,8 +105,19 @@ class Target(Protocol):
         """What the sanitized build looks for."""
         ...
 
-    def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
-        """Emit the program called `name` (a C identifier), with `vectors` (one row each) in its self-test; pure."""
+    def lower(
+        self,
+        graph: Graph,
+        *,
+        name: str,
+        cpu: str,
+        vectors: Sequence[Codes],
+        placement: Placement = ANYWHERE,
+    ) -> Lowered:
+        """Emit the program called `name` (a C identifier), with `vectors` (one row each) in its self-test; pure.
+
+        Raises BudgetExceeded where no arrangement of its buffers fits the RAM that `placement` allows.
+        """
         ...
 
     def runner(

@@ -9,9 +9,18 @@ from pathlib import Path
 
 from qcompile.errors import BadInput, ToolchainMissing
 from qcompile.ir import Graph
-from qcompile.target import Codes, FloatCertificate, Lowered, Runner, Target
+from qcompile.target import (
+    ANYWHERE,
+    Codes,
+    FloatCertificate,
+    Lowered,
+    Placement,
+    Runner,
+    Target,
+)
 
 from ..c import build, certify, emit, run
+from ..c.kernels import PORTABLE
 from ..c.text import HERE
 from . import dotprod
 
@@ -81,14 +90,22 @@ class Arm:
     sanitizers = "undefined behaviour, by traps"
     cpus: Sequence[str] = tuple(_CPUS)
 
-    def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
+    def lower(
+        self,
+        graph: Graph,
+        *,
+        name: str,
+        cpu: str,
+        vectors: Sequence[Codes],
+        placement: Placement = ANYWHERE,
+    ) -> Lowered:
         """Emit the program; pure."""
-        if _has_dotprod(cpu):
-            model = emit.lower(
-                graph, name=name, isa="neon-dotprod", vectors=vectors, kernels=dotprod.KERNELS
-            )
-        else:
-            model = emit.lower(graph, name=name, isa="portable", vectors=vectors)
+        isa, kernels = (
+            ("neon-dotprod", dotprod.KERNELS) if _has_dotprod(cpu) else ("portable", PORTABLE)
+        )
+        model = emit.lower(
+            graph, name=name, isa=isa, vectors=vectors, kernels=kernels, placement=placement
+        )
         around = build.support_files(
             graph, name=name, family=self.name, flags=_flags(cpu), own=[HERE / _HOST]
         )
@@ -101,16 +118,13 @@ class Arm:
         toolchain = _toolchain(cpu)
         emulator = _emulator()
 
-        def stored() -> Mapping[str, int]:
-            return self.lower(graph, name=name, cpu=cpu, vectors=()).stored
-
         built = build.Build(
             folder,
             name,
             replace(toolchain, emulator=(*emulator, "-cpu", cpu) if emulator else ()),
             build.TRAP if sanitize else (),
         )
-        return run.Program(built, graph, stored)
+        return run.Program(built, graph)
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
         """Build the model's object and look for floating point in it."""

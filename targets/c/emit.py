@@ -5,6 +5,7 @@ The graph's accumulators and rescales must be proved (`qcompile.ir.proof`): the 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from qcompile import memory
 from qcompile.errors import Unsupported
 from qcompile.ir import Array, Graph, Node, Port, Rescale, Reshape, TensorType, Value, arith, ops
-from qcompile.target import Codes, Layer, Lowered
+from qcompile.target import ANYWHERE, Codes, Layer, Lowered, Placement
 
 from . import kernel as k
 from .kernels import PORTABLE
@@ -32,6 +33,9 @@ from .text import (
     type_comment,
 )
 
+TRACE_FILE = "trace.json"
+"""Says under which id a trace build reports each value."""
+
 
 def lower(
     graph: Graph,
@@ -40,6 +44,7 @@ def lower(
     isa: str,
     vectors: Sequence[Codes],
     kernels: Sequence[k.Kernel] = PORTABLE,
+    placement: Placement = ANYWHERE,
 ) -> Lowered:
     """Emit `name`_run and what it needs; `isa` says in the sources what the kernels were made for.
 
@@ -47,7 +52,7 @@ def lower(
     """
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
         raise ValueError(f"{name!r} is no C identifier")
-    return _Program(graph, name, isa, kernels).files(vectors)
+    return _Program(graph, name, isa, kernels).files(vectors, placement)
 
 
 def fuse(graph: Graph) -> list[k.Step]:
@@ -195,7 +200,7 @@ class _Program:
             parts.append("in place")
         return f"{c_comment(step.name)}: {', '.join(parts)} ({kernel.name})"
 
-    def files(self, vectors: Sequence[Codes]) -> Lowered:
+    def files(self, vectors: Sequence[Codes], placement: Placement) -> Lowered:
         """Render everything."""
         functions, calls, stored = self._code()
         weight_bytes = sum(data.nbytes for _, data in self.arrays.values())
@@ -208,6 +213,9 @@ class _Program:
             "signature": self._signature(),
             "arena": self.arena,
             "align": k.ALIGN,
+            "weight_bytes": weight_bytes,
+            "weights_section": placement.weights_section,
+            "arena_section": placement.arena_section,
         }
         texts = {
             "arith.h": render(
@@ -235,16 +243,20 @@ class _Program:
                 ],
                 layout=self._arena_comment(),
                 macs=sum(step.macs for step in self.steps),
-                weight_bytes=weight_bytes,
+                sizes=" +\n".join(f"sizeof {name}" for name, _ in self.arrays.values()) or "0",
             ),
             "weights.h": render(
                 "weights.h.j2",
                 **common,
-                arrays=[array(name, data) for name, data in self.arrays.values()],
+                arrays=[
+                    array(name, data, f"{self.name.upper()}_CONSTANT")
+                    for name, data in self.arrays.values()
+                ],
             ),
             "vectors.h": render("vectors.h.j2", **common, **self._vectors(vectors)),
         }
         files = {path: layout(text).encode() for path, text in texts.items()}
+        files[TRACE_FILE] = (json.dumps(stored, indent=1) + "\n").encode()
         files |= {h.name: h.read_bytes() for h in self._headers() if isinstance(h, Path)}
         return Lowered(
             files=files,

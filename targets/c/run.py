@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import signal
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from qcompile.ir import Array, Graph, TensorType, Value
 from qcompile.target import Codes
 
 from .build import Build, call, first_lines
+from .emit import TRACE_FILE
 
 Bytes = NDArray[np.uint8]
 
@@ -67,14 +69,24 @@ def _cut(data: Bytes, values: Sequence[Value]) -> list[Bytes]:
     return np.split(data, ends[:-1], axis=1)
 
 
+def read_trace_ids(folder: Path) -> dict[str, int]:
+    """The id under which a trace build reports each stored value; BadInput where the folder does not say."""
+    try:
+        ids = json.loads((folder / TRACE_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError) as e:
+        raise BadInput(f"cannot read {folder / TRACE_FILE}: {e}") from None
+    if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
+        raise BadInput(f"{folder / TRACE_FILE} does not map names of values to numbers")
+    return ids
+
+
 class Program:
     """The emitted program as a process of its own, natively or in an emulator."""
 
-    def __init__(self, build: Build, graph: Graph, stored: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, build: Build, graph: Graph) -> None:
         self._build = build
         self._graph = graph
         self._border = _Border(graph)
-        self._stored = stored
         self._prepare()
 
     def _prepare(self) -> None:
@@ -128,7 +140,7 @@ class Program:
         """Every stored value by name, and the outputs by port name unless a stored value has that name."""
         packed, rows = self._border.pack(feeds)
         calls = np.concatenate(packed, axis=1)
-        stored = self._stored()
+        stored = read_trace_ids(self._build.folder)
         by_id = {stored[v.name]: v for v in self._graph.values() if v.name in stored}
         outputs = [v for _, v in self._graph.outputs]
         sizes = {i: v.type.bytes for i, v in by_id.items()}

@@ -70,10 +70,10 @@ def numbers(data: Array) -> str:
     return ",\n".join(lines)
 
 
-def array(name: str, data: Array) -> str:
-    """Definition of a constant array of at least one element."""
+def array(name: str, data: Array, prefix: str) -> str:
+    """Definition of a constant array of at least one element; `prefix` may say where it lies."""
     kind = DType.of(data.dtype.itemsize * 8, np.issubdtype(data.dtype, np.signedinteger))
-    return f"static const {c_type(kind)} {name}[{data.size}] = {{\n{numbers(data)}\n}};\n"
+    return f"static {prefix} const {c_type(kind)} {name}[{data.size}] = {{\n{numbers(data)}\n}};\n"
 
 
 def affine(terms: Iterable[tuple[str, int]], constant: int = 0) -> str:

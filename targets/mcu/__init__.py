@@ -8,7 +8,15 @@ from pathlib import Path
 
 from qcompile.errors import BadInput, ToolchainMissing
 from qcompile.ir import Graph
-from qcompile.target import Codes, FloatCertificate, Lowered, Runner, Target
+from qcompile.target import (
+    ANYWHERE,
+    Codes,
+    FloatCertificate,
+    Lowered,
+    Placement,
+    Runner,
+    Target,
+)
 
 from ..c import build, certify, emit, run
 from ..c.kernel import Kernel
@@ -18,6 +26,7 @@ from . import dsp, mve
 _HERE = Path(__file__).parent
 _HOST = "host_cortex_m.c"
 _SCRIPT = "emulator.ld"
+_FILES = (_HOST, f"{_SCRIPT}.j2", "Makefile.j2", "CMakeLists.txt.j2", "main.c.j2")
 _GET_COMPILER = (
     "install one: pip install 'qcompile[toolchain]', or apt-get install gcc-arm-none-eabi"
     " libnewlib-arm-none-eabi"
@@ -73,6 +82,7 @@ class Core:
     isa: str
     kernels: Sequence[Kernel]
     gcc: tuple[str, ...]
+    float_abi: str
     zig: tuple[str, ...]
     machine: Machine
 
@@ -107,7 +117,8 @@ def _core(
         summary,
         isa,
         kernels,
-        (f"-mcpu={gcc}", "-mthumb", float_abi),
+        (f"-mcpu={gcc}", "-mthumb"),
+        float_abi,
         ("-target", f"thumb-freestanding-{abi}", f"-mcpu={zig}"),
         machine,
     )
@@ -179,24 +190,42 @@ class CortexM:
             raise BadInput(f"{self.name} knows no cpu '{cpu}'; choose one of {', '.join(cores)}")
         return cores[cpu]
 
-    def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
+    def lower(
+        self,
+        graph: Graph,
+        *,
+        name: str,
+        cpu: str,
+        vectors: Sequence[Codes],
+        placement: Placement = ANYWHERE,
+    ) -> Lowered:
         """Emit the program; pure."""
         core = self._core(cpu)
-        model = emit.lower(graph, name=name, isa=core.isa, vectors=vectors, kernels=core.kernels)
+        model = emit.lower(
+            graph,
+            name=name,
+            isa=core.isa,
+            vectors=vectors,
+            kernels=core.kernels,
+            placement=placement,
+        )
         around = build.support_files(
             graph,
             name=name,
             family=self.name,
             flags=core.gcc,
-            own=[_HERE / f for f in (_HOST, f"{_SCRIPT}.j2")],
+            own=[_HERE / f for f in _FILES],
             without=("bench.c", "host_posix.c"),
             facts={
+                "float_abi": core.float_abi,
+                "zig": core.zig,
+                "zig_link": " ".join(_no_library(core)),
                 "machine": core.machine.name,
                 "rom": core.machine.rom,
                 "constants": core.machine.constants,
                 "ram": core.machine.ram,
-                "weights_section": "",
-                "arena_section": "",
+                "weights_section": placement.weights_section,
+                "arena_section": placement.arena_section,
             },
         )
         return replace(model, files={**model.files, **around})
@@ -212,8 +241,8 @@ class CortexM:
         if (gcc := build.find("arm-none-eabi-gcc")) is not None:
             return build.Toolchain(
                 gcc,
-                core.gcc,
-                (*core.gcc, "-nostartfiles", "-nolibc", *link),
+                (*core.gcc, core.float_abi),
+                (*core.gcc, core.float_abi, "-nostartfiles", "-nolibc", *link),
                 host=_HOST,
                 language=_LANGUAGE,
             )
@@ -228,11 +257,8 @@ class CortexM:
         """Build a program for the emulator's board; with `sanitize`, one that traps at undefined behaviour."""
         toolchain = replace(self._toolchain(cpu, folder), emulator=self._emulator(cpu))
 
-        def stored() -> Mapping[str, int]:
-            return self.lower(graph, name=name, cpu=cpu, vectors=()).stored
-
         options = build.TRAP if sanitize else ()
-        return run.Program(build.Build(folder, name, toolchain, options), graph, stored)
+        return run.Program(build.Build(folder, name, toolchain, options), graph)
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
         """Build the model's object and look for floating point in it."""

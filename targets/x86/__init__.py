@@ -9,7 +9,15 @@ from pathlib import Path
 
 from qcompile.errors import BadInput, ToolchainMissing
 from qcompile.ir import Graph
-from qcompile.target import Codes, FloatCertificate, Lowered, Runner, Target
+from qcompile.target import (
+    ANYWHERE,
+    Codes,
+    FloatCertificate,
+    Lowered,
+    Placement,
+    Runner,
+    Target,
+)
 
 from ..c import build, certify, emit, run
 
@@ -45,10 +53,18 @@ class X86:
     sanitizers = "address and undefined behaviour"
     cpus: Sequence[str] = tuple(_CPUS)
 
-    def lower(self, graph: Graph, *, name: str, cpu: str, vectors: Sequence[Codes]) -> Lowered:
+    def lower(
+        self,
+        graph: Graph,
+        *,
+        name: str,
+        cpu: str,
+        vectors: Sequence[Codes],
+        placement: Placement = ANYWHERE,
+    ) -> Lowered:
         """Emit the program; pure."""
         flags = (_cpu(cpu)[0], _PIC)
-        model = emit.lower(graph, name=name, isa="portable", vectors=vectors)
+        model = emit.lower(graph, name=name, isa="portable", vectors=vectors, placement=placement)
         around = build.support_files(graph, name=name, family=self.name, flags=flags)
         return replace(model, files={**model.files, **around})
 
@@ -59,17 +75,13 @@ class X86:
         if platform.machine() not in ("x86_64", "AMD64"):
             raise ToolchainMissing("x86 programs run natively, which takes an x86-64 machine")
         toolchain = _toolchain(cpu)
-
-        def stored() -> Mapping[str, int]:
-            return self.lower(graph, name=name, cpu=cpu, vectors=()).stored
-
         if not sanitize:
-            return run.Library(build.Build(folder, name, toolchain), graph, stored)
+            return run.Library(build.Build(folder, name, toolchain), graph)
         if "ziglang" in toolchain.command:
             raise ToolchainMissing(
                 "the sanitizers need gcc or clang: apt-get install gcc libc6-dev"
             )
-        return run.Program(build.Build(folder, name, toolchain, build.SANITIZE), graph, stored)
+        return run.Program(build.Build(folder, name, toolchain, build.SANITIZE), graph)
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
         """Build the model's object and look for floating point in it."""

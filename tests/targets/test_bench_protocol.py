@@ -31,6 +31,7 @@ def emitted(folder: Path, kind: DType, zero: int, work: str = "") -> Path:
     )
     files = {
         "model.h": "#include <stdint.h>\n#define ECHO_ARENA_BYTES 16u\n#define ECHO_ARENA_ALIGN 16u\n"
+        "#define ECHO_ARENA __attribute__((aligned(16)))\n"
         f"{border}int echo_run(const {ctype} *x, {ctype} *y, void *arena);\n",
         "model.c": f'#include "model.h"\n#include <string.h>\n'
         f"int echo_run(const {ctype} *x, {ctype} *y, void *arena)\n{{\n    {work}\n"

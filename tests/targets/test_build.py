@@ -5,6 +5,7 @@ The model is written by hand here, so that neither the emitter nor its kernels s
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ MODEL_H = """\
 #include <stdint.h>
 #define TINY_ARENA_BYTES 32u
 #define TINY_ARENA_ALIGN 16u
+#define TINY_ARENA __attribute__((aligned(16)))
 #define TINY_INPUTS 2
 #define TINY_OUTPUTS 2
 #define TINY_INPUT_0_SIZE 6
@@ -126,7 +128,10 @@ OWN = {"x86": [], "arm": [build.HERE / "host_linux_aarch64.c"]}
 def emitted(folder: Path, family: str, model: str = MODEL_C) -> Path:
     flags = {"x86": ["-march=x86-64"], "arm": ["-mcpu=generic"]}[family]
     files = build.support_files(graph(), name=NAME, family=family, flags=flags, own=OWN[family])
-    own = {"model.c": model, "model.h": MODEL_H, "vectors.h": vectors_h(3), "weights.h": ""}
+    own = {
+        "model.c": model, "model.h": MODEL_H, "vectors.h": vectors_h(3), "weights.h": "",
+        "trace.json": json.dumps(STORED),
+    }  # fmt: skip
     for name, content in {**files, **{k: v.encode() for k, v in own.items()}}.items():
         (folder / name).write_bytes(content)
     return folder
@@ -150,7 +155,7 @@ def toolchain(family: str) -> build.Toolchain:
 
 def program(folder: Path, family: str, options: tuple[str, ...] = ()) -> run.Program:
     made = build.Build(folder, NAME, toolchain(family), options)
-    return run.Program(made, graph(), lambda: STORED)
+    return run.Program(made, graph())
 
 
 def same(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
@@ -172,7 +177,7 @@ def test_a_program_gives_what_the_graph_gives(tmp_path: Path, family: str, rows:
 
 def test_a_library_gives_what_the_graph_gives(tmp_path: Path) -> None:
     made = build.Build(emitted(tmp_path, "x86"), NAME, toolchain("x86"))
-    runner = run.Library(made, graph(), lambda: STORED)
+    runner = run.Library(made, graph())
     for rows in (0, 1, 65):
         assert same(runner.run(data(rows)), graph().run(data(rows)))
     assert set(runner.trace(data(1))) == {"h", "p", "wide", "product"}
@@ -191,15 +196,15 @@ def test_the_static_batch_is_filled_up_and_cut(tmp_path: Path) -> None:
     made = build.Build(emitted(tmp_path, "x86"), NAME, toolchain("x86"))
     feeds = {k: v.reshape(-1, 3)[:5] for k, v in data(3).items()}
     for runner in (
-        run.Library(made, g, lambda: STORED),
-        run.Program(made, g, lambda: STORED),
+        run.Library(made, g),
+        run.Program(made, g),
     ):
         assert same(runner.run(feeds), g.run(feeds))
     g.free_batch = False
     fixed = {k: v[:2] for k, v in feeds.items()}
-    assert same(run.Library(made, g, lambda: STORED).run(fixed), g.run(fixed))
+    assert same(run.Library(made, g).run(fixed), g.run(fixed))
     with pytest.raises(BadInput, match="takes int8"):
-        run.Library(made, g, lambda: STORED).run(feeds)
+        run.Library(made, g).run(feeds)
 
 
 def test_a_trace_holds_every_stored_value(tmp_path: Path, family: str) -> None:
@@ -259,8 +264,8 @@ def test_wrong_feeds_are_refused(tmp_path: Path, change: dict[str, Array], why: 
     feeds = {**data(2), **change} if change else {"a": data(2)["a"]}
     made = build.Build(emitted(tmp_path, "x86"), NAME, toolchain("x86"))
     for runner in (
-        run.Library(made, graph(), lambda: STORED),
-        run.Program(made, graph(), lambda: STORED),
+        run.Library(made, graph()),
+        run.Program(made, graph()),
     ):
         with pytest.raises(BadInput, match=why):
             runner.run(feeds)
@@ -547,7 +552,7 @@ def test_a_missing_emulator_is_said(tmp_path: Path) -> None:
         replace(toolchain("x86"), emulator=("no-such-emulator",)),
     )
     with pytest.raises(ToolchainMissing, match="no-such-emulator is not installed"):
-        run.Program(made, graph(), lambda: STORED).run(data(1))
+        run.Program(made, graph()).run(data(1))
 
 
 def test_a_missing_c_library_is_said(tmp_path: Path) -> None:

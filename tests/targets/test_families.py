@@ -180,7 +180,7 @@ def test_a_dot_product_program_dies_where_there_is_no_dot_product(tmp_path: Path
 
     def under(cpu: str) -> dict[str, Array]:
         chain = replace(arm._toolchain("max"), emulator=("qemu-aarch64", "-cpu", cpu))
-        return run.Program(build.Build(folder, NAME, chain), g, dict).run(data(2))
+        return run.Program(build.Build(folder, NAME, chain), g).run(data(2))
 
     assert same(under("max"), g.run(data(2)))
     with pytest.raises(VerificationMismatch, match=r"died of SIGILL in .*cortex-a53"):

@@ -233,6 +233,10 @@ def compile_(
         str | None,
         typer.Option(metavar="NAME", help="A processor of the target; default: its safe baseline."),
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[,NAME]", help="What the processor lacks or has, as `nodsp`."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -285,6 +289,20 @@ def compile_(
         str | None,
         typer.Option(metavar="NAME", help="Prefix of the C names; default: from the file name."),
     ] = None,
+    weights_section: Annotated[
+        str | None, typer.Option(metavar="SECTION", help="Linker section of the constants.")
+    ] = None,
+    arena_section: Annotated[
+        str | None, typer.Option(metavar="SECTION", help="Linker section of the arena.")
+    ] = None,
+    max_ram: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="Arena, inputs, outputs and stack fit in so much."),
+    ] = None,
+    max_flash: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="Code and constants fit in so much; 64K is 65536."),
+    ] = None,
     threads: Threads = 1,
     json: AsJson = False,
     verbose: Verbose = False,
@@ -297,11 +315,13 @@ def compile_(
     """
     with _session(f"compiling {model.name}", json, verbose, quiet, no_color) as terminal:
         options = Options(
-            cpu=cpu, name=name, weights=weights, activations=activations, first_last=first_last,
+            cpu=cpu, features=features, name=name, weights=weights, activations=activations, first_last=first_last,
             per_channel=per_channel, method=method, overrides=overrides(override or ()),
             input_dtype=input_dtype, output_dtype=output_dtype, io_layout=io_layout, samples=samples,
             seed=seed, threads=threads, verify_samples=verify_samples, trace_samples=trace_samples,
             plan=plan, encodings=encodings, require_verified=strict, min_sqnr=min_sqnr,
+            weights_section=weights_section, arena_section=arena_section,
+            max_ram=size("--max-ram", max_ram), max_flash=size("--max-flash", max_flash),
         )  # fmt: skip
         dims = dimensions(input_dim or ())
         from qcompile import driver
@@ -694,3 +714,13 @@ def overrides(pairs: Sequence[str]) -> dict[str, str]:
         parse_format(text)
         formats[glob] = text
     return formats
+
+
+def size(flag: str, text: str | None) -> int | None:
+    """Bytes from text such as 49152, 48K or 1M."""
+    if text is None:
+        return None
+    digits, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    if not digits.isascii() or not digits.isdigit() or unit not in ("", "K", "M"):
+        raise BadInput(f"{flag} takes bytes, as 49152, 48K or 1M, not '{text}'")
+    return int(digits) << {"": 0, "K": 10, "M": 20}[unit]

@@ -123,7 +123,9 @@ def build(job: Job, calibration: object, context: pipeline.Context) -> Build:
     context.log(
         f"integer graph: {len(graph.nodes)} operators, every accumulator proved below 2**31"
     )
-    lowered = job.target.lower(graph, name=job.name, cpu=job.cpu, vectors=_vectors(graph))
+    lowered = job.target.lower(
+        graph, name=job.name, cpu=job.cpu, vectors=_vectors(graph), placement=job.placement
+    )
     return Build(floats, data, choice, integerized, lowered, _export(floats, integerized))
 
 

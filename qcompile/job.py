@@ -15,10 +15,12 @@ from qcompile.errors import BadInput, QcompileError
 from qcompile.formats import Int, parse_format
 from qcompile.options import Options
 from qcompile.recipe import Recipe
-from qcompile.target import Target
+from qcompile.target import Placement, Target
 
 IMPORT = "import"
 """The recipe for models that another tool has quantized; the default one gives way to it."""
+
+_SECTION = re.compile(r"[.A-Za-z_][.A-Za-z0-9_]{0,63}")
 
 Model = str | os.PathLike[str] | bytes
 
@@ -40,6 +42,12 @@ class Job:
     options: Options
     name: str
 
+    @property
+    def placement(self) -> Placement:
+        """Where the program's data lies and what it may take."""
+        given = self.options
+        return Placement(given.weights_section, given.arena_section, given.max_ram, given.max_flash)
+
     @classmethod
     def checked(
         cls,
@@ -56,8 +64,9 @@ class Job:
                 f"a model is a path or bytes, not {type(source).__name__}; give model.SerializeToString()"
             )
         chosen = target.get(target_name)
-        cpu = options.cpu or chosen.cpus[0]
-        recipe.one_of(cpu, tuple(chosen.cpus), f"target {target_name}: --cpu")
+        features = options.features.split(",") if options.features else []
+        cpu = "+".join([options.cpu or chosen.cpus[0], *features])
+        recipe.one_of(cpu, tuple(chosen.cpus), f"target {target_name}: --cpu and --features")
         recipe.one_of(options.io_layout, ("model", "nhwc"), "--io-layout")
         recipe.one_of(options.input_dtype, tuple(INPUT_DTYPES), "--input-dtype")
         recipe.one_of(options.output_dtype, tuple(OUTPUT_DTYPES), "--output-dtype")
@@ -65,7 +74,20 @@ class Job:
             if text is not None and (not parse_format(text).signed or parse_format(text).bits > 8):
                 raise BadInput(f"{flag} takes int2 to int8, not {text}")
         recipe.one_of(options.activations, ("int4", "int8", "int16"), "--activations")
-        for what, count in (("--samples", options.samples), ("--threads", options.threads)):
+        for flag, section in (
+            ("--weights-section", options.weights_section),
+            ("--arena-section", options.arena_section),
+        ):
+            if section is not None and not _SECTION.fullmatch(section):
+                raise BadInput(
+                    f"{flag} takes the name of a linker section, such as .ext_flash, not {section!r}"
+                )
+        for what, count in (
+            ("--samples", options.samples),
+            ("--threads", options.threads),
+            ("--max-ram", options.max_ram),
+            ("--max-flash", options.max_flash),
+        ):
             if count is not None and count < 1:
                 raise BadInput(f"{what} is at least 1, not {count}")
         decided = options.encodings is not None or _rounds(source)

@@ -14,12 +14,15 @@ from qcompile.recipe import known_keys
 class Options:
     """Options of `qcompile.compile`; formats are written as text (`int8`, `int4`), as on the command line.
 
-    `plan` starts from a saved plan.toml instead of calibrating; `encodings` is AIMET's JSON file beside a float model.
-    `require_verified` makes a missing compiler or emulator an error. `min_sqnr` is an accuracy gate in dB on the
-    calibration samples.
+    `features` refines `cpu`, comma-separated (`nodsp`). `plan` starts from a saved plan.toml instead of calibrating;
+    `encodings` is AIMET's JSON file beside a float model. `require_verified` makes a missing compiler or emulator an
+    error. `min_sqnr` is an accuracy gate in dB on the calibration samples. `weights_section` and `arena_section` are
+    linker sections; `max_ram` and `max_flash` are limits in bytes on arena, inputs, outputs and stack together, and on
+    code and constants together.
     """
 
     cpu: str | None = None
+    features: str | None = None
     name: str | None = None
     weights: str = "int8"
     activations: str = "int8"
@@ -39,6 +42,10 @@ class Options:
     encodings: str | os.PathLike[str] | None = None
     require_verified: bool = False
     min_sqnr: float | None = None
+    weights_section: str | None = None
+    arena_section: str | None = None
+    max_ram: int | None = None
+    max_flash: int | None = None
 
     def but(self, chosen: Mapping[str, object]) -> Options:
         """These options with some chosen anew; BadInput for a name that is none."""

@@ -243,7 +243,8 @@ def reproduce(
     plan = file.parent / "plan.toml" if calibration is None else None
     recorded = data["recipe"]
     assert isinstance(recorded, dict)
-    options = replace(manifest.options_of(data, plan), name=str(data["name"]), cpu=str(data["cpu"]))
+    recorded_options = manifest.options_of(data, plan)
+    options = replace(recorded_options, name=str(data["name"]), cpu=str(data["cpu"]), features=None)
     with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
         again = Path(scratch) / "again"
         job = Job.checked(

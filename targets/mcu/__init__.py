@@ -291,7 +291,7 @@ def emulator(machine: Machine) -> tuple[str, ...]:
         *found, "-M", machine.name, "-display", "none", "-serial", "none", "-monitor", "none",
         "-chardev", "file,id=console,path=/dev/stdout",
         "-semihosting-config", "enable=on,target=native,chardev=console,arg=model,arg=/dev/stdin",
-        "-icount", "shift=6", "-kernel",
+        "-kernel",
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh Debian 12: `make demo` and `make test`.
 # Each installs what it needs first (`make tools`): a virtual environment in .venv, qcompile in it, the cross
-# compiler from PyPI, emulators and the browser that tests pages from Debian (with sudo unless you are root).
+# compiler from PyPI, emulators, the firmware compiler and the browser that tests pages from Debian (with sudo unless you are root).
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -15,6 +15,7 @@ APT    := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no
 demo: tools
 	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=arm -o demo/arm --force --strict
 	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=x86 -o demo/x86 --force --strict
+	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=mcu -o demo/mcu --force --strict
 	$(VENV)/bin/qcompile verify demo/arm --data models/digits-dscnn/eval.toml --samples 64
 	$(VENV)/bin/qcompile eval demo/x86 --data models/digits-dscnn/eval.toml
 
@@ -31,7 +32,10 @@ tools: debian $(VENV)/.ready
 debian:
 	@need=""; \
 	command -v cc >/dev/null || need="$$need gcc libc6-dev"; \
-	command -v qemu-aarch64 >/dev/null && command -v qemu-x86_64 >/dev/null || need="$$need qemu-user"; \
+	command -v qemu-aarch64 >/dev/null && command -v qemu-x86_64 >/dev/null && command -v qemu-hexagon >/dev/null || need="$$need qemu-user"; \
+	command -v qemu-system-arm >/dev/null || need="$$need qemu-system-arm"; \
+	command -v arm-none-eabi-gcc >/dev/null || need="$$need gcc-arm-none-eabi"; \
+	command -v cppcheck >/dev/null || need="$$need cppcheck"; \
 	command -v chromium >/dev/null || need="$$need chromium"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || need="$$need python3-venv"; \
 	if [ -n "$$need" ]; then $(SUDO) apt-get update -qq && $(APT) $$need; fi

@@ -1,18 +1,29 @@
-"""How long one inference of an emitted program takes here: its own `bench`, built and asked."""
+"""What one inference of an emitted program takes here: its own `bench`, built and asked for the time; in an emulator,
+which tells no times, the instructions it executes.
+"""
 
 from __future__ import annotations
 
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qcompile.artifact import load
 from qcompile.errors import BadInput, QcompileError, ToolchainMissing
+from qcompile.ir import Graph
+from qcompile.target import Codes, Counts, names
 
-MACHINES = {"x86": ("x86_64", "amd64", "i686"), "arm": ("aarch64", "arm64")}
+MACHINES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(names(), ()),
+    "x86": ("x86_64", "amd64", "i686"),
+    "arm": ("aarch64", "arm64"),
+}
+"""Where a target's programs run without an emulator; those of all others run nowhere so."""
 ANSWER_SECONDS = 60.0
 
 
@@ -23,6 +34,29 @@ class Timing:
     wall_ns: float
     cpu_ns: float
     raw: bool
+
+
+def emulated(folder: Path) -> bool:
+    """Whether the program in an output folder runs in an emulator here: ask `executed`, not `bench`."""
+    here = platform.machine().lower()
+    return here not in MACHINES.get(load(folder).target.name, (here,))
+
+
+def executed(folder: Path, feeds: Codes | None = None) -> Counts:
+    """Run one call in the emulator and count; without `feeds`, on random codes that are always the same."""
+    artifact = load(folder)
+    return artifact.runner().count(any_codes(artifact.graph) if feeds is None else feeds)
+
+
+def any_codes(graph: Graph) -> Codes:
+    """One call's inputs, drawn over the whole range of every type; always the same."""
+    draw = np.random.default_rng(0)
+    return {
+        port.name: draw.integers(
+            value.type.dtype.lo, value.type.dtype.hi + 1, value.type.shape
+        ).astype(value.type.dtype.numpy)
+        for port, value in graph.inputs
+    }
 
 
 def bench(folder: Path, *, milliseconds: int = 1000, raw: bool = False) -> Timing:

@@ -11,11 +11,17 @@ import numpy as np
 
 from qcompile import border
 from qcompile.choose import whole_batches
-from qcompile.errors import AccuracyGate, BadInput, ToolchainMissing, VerificationMismatch
+from qcompile.errors import (
+    AccuracyGate,
+    BadInput,
+    BudgetExceeded,
+    ToolchainMissing,
+    VerificationMismatch,
+)
 from qcompile.ir import Array, Graph
 from qcompile.job import Job
 from qcompile.pipeline import Context
-from qcompile.target import FloatCertificate
+from qcompile.target import Counts, FloatCertificate, Footprint, Lowered
 from qcompile.verify import Verification, verify
 
 if TYPE_CHECKING:
@@ -39,10 +45,49 @@ class Checked:
     onnx_mismatches: int
     no_float: FloatCertificate | None
     no_float_reason: str | None
+    memory: Memory
+    counts: Counts | None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a program takes, in bytes; code, constants and stack are unknown where nothing was built."""
+
+    arena: int
+    inputs: int
+    outputs: int
+    weights: int
+    built: Footprint | None
+
+    @classmethod
+    def of(cls, graph: Graph, lowered: Lowered, built: Footprint | None) -> Memory:
+        """What a lowered graph takes, its objects being measured or not."""
+        inputs, outputs = (
+            sum(v.type.bytes for _, v in ports) for ports in (graph.inputs, graph.outputs)
+        )
+        return cls(lowered.arena_bytes, inputs, outputs, lowered.weight_bytes, built)
+
+    @property
+    def ram(self) -> int | None:
+        """Arena, inputs, outputs and the deepest stack; None where the stack has no bound."""
+        if self.built is None or self.built.stack is None:
+            return None
+        return self.arena + self.inputs + self.outputs + self.built.statics + self.built.stack
+
+    @property
+    def flash(self) -> int | None:
+        """Code and constants."""
+        return None if self.built is None else self.built.code + self.built.constants
 
 
 def check(
-    job: Job, graph: Graph, folder: Path, data: Dataset, exact: onnx.ModelProto, context: Context
+    job: Job,
+    graph: Graph,
+    lowered: Lowered,
+    folder: Path,
+    data: Dataset,
+    exact: onnx.ModelProto,
+    context: Context,
 ) -> Checked:
     """Run everything that was emitted into `folder` against the integer graph.
 
@@ -64,13 +109,24 @@ def check(
             f"{job.target.name} program: {program.samples} samples, {program.mismatches} mismatches, "
             f"{program.intermediates} intermediates compared"
         )
-    no_float, why = None, reason
+    no_float, why, built, counts = None, reason, None, None
     if program is not None:
+        built = job.target.footprint(folder, name=job.name, cpu=job.cpu)
+        counts = _counted(job, graph, folder, next(batches(job, graph, data, 1)))
         no_float = job.target.certify(folder, name=job.name, cpu=job.cpu)
         context.log(
             f"no-float certificate: {no_float.instructions} instructions, {len(no_float.findings)} findings"
         )
-    return Checked(program, sanitized, reason, samples, mismatches, no_float, why)
+    taken = Memory.of(graph, lowered, built)
+    return Checked(program, sanitized, reason, samples, mismatches, no_float, why, taken, counts)
+
+
+def _counted(job: Job, graph: Graph, folder: Path, row: Mapping[str, Array]) -> Counts | None:
+    """What one inference executes, where the target's emulator can tell."""
+    try:
+        return job.target.runner(folder, graph, name=job.name, cpu=job.cpu).count(row)
+    except ToolchainMissing:
+        return None
 
 
 def _attempt(
@@ -143,6 +199,30 @@ def _one_by_one(
     return {port.name: np.concatenate([p[port.name] for p in parts]) for port, _ in graph.outputs}
 
 
+def _budgets(job: Job, taken: Memory) -> None:
+    """Stop what takes more RAM or flash than was allowed."""
+    ram, flash, built = job.options.max_ram, job.options.max_flash, taken.built
+    if ram is not None and taken.ram is None:
+        reason = "it was not built here" if built is None else built.unbounded
+        raise BudgetExceeded(
+            f"the program's stack has no known bound, so --max-ram cannot be kept: {reason}"
+        )
+    if ram is not None and taken.ram is not None and taken.ram > ram:
+        assert built is not None
+        raise BudgetExceeded(
+            f"the program takes {taken.ram:,} bytes of RAM (arena {taken.arena:,}, inputs {taken.inputs:,}, outputs "
+            f"{taken.outputs:,}, stack {built.stack:,}), more than the {ram:,} of --max-ram; {taken.ram:,} would fit"
+        )
+    if flash is not None and taken.flash is None:
+        raise BudgetExceeded("the program was not built here, so --max-flash cannot be kept")
+    if flash is not None and taken.flash is not None and taken.flash > flash:
+        assert built is not None
+        raise BudgetExceeded(
+            f"the program takes {taken.flash:,} bytes of flash (code {built.code:,}, constants "
+            f"{built.constants:,}), more than the {flash:,} of --max-flash; {taken.flash:,} would fit"
+        )
+
+
 def gate(job: Job, checked: Checked, sqnr_db: float | None) -> None:
     """Stop what does not equal the integer graph, holds float, or is further from the float model than allowed."""
     if checked.onnx_mismatches:
@@ -159,6 +239,7 @@ def gate(job: Job, checked: Checked, sqnr_db: float | None) -> None:
     if checked.no_float is not None and not checked.no_float.clean:
         found = checked.no_float.findings[0] if checked.no_float.findings else "no instructions"
         raise VerificationMismatch(f"the built program is not free of floating point: {found}")
+    _budgets(job, checked.memory)
     floor = job.options.min_sqnr
     if floor is not None and sqnr_db is not None and sqnr_db < floor:
         raise AccuracyGate(

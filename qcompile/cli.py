@@ -576,11 +576,18 @@ def bench(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> None:
-    """Time one inference of a compiled program here."""
+    """Time one inference of a compiled program here; in an emulator, count what it executes."""
     with _session(f"timing {folder}", json, verbose, quiet, no_color) as terminal:
         from qcompile import bench as benches
         from qcompile.report import tables
 
+        if benches.emulated(folder):
+            counts = benches.executed(folder)
+            terminal.result(
+                {"total": counts.total, "macs": counts.macs, **asdict(counts)},
+                tables.counted(counts),
+            )
+            return
         timing = benches.bench(folder, milliseconds=milliseconds, raw=raw)
         terminal.result(asdict(timing), tables.timed(timing))
 

@@ -79,7 +79,13 @@ def compile(
     with folder.staged(job.output) as place:
         folder.write(place, made.files)
         checked = checks.check(
-            job, made.integerized.graph, place, made.data, made.exported.integer, context
+            job,
+            made.integerized.graph,
+            made.lowered,
+            place,
+            made.data,
+            made.exported.integer,
+            context,
         )
         measured = measured_on_samples(job, made)
         worst = measured.worst_output()

@@ -34,12 +34,16 @@ ANYWHERE = Placement()
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One node of the lowered program, for the report."""
+    """One step of the lowered program, for the report; `cost` is what its kernel was chosen by.
+
+    Where a target's programs are counted in an emulator, that is the predicted count.
+    """
 
     name: str
     kernel: str
     macs: int
     scratch_bytes: int
+    cost: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,61 @@ class FloatCertificate:
         return self.instructions > 0 and not self.findings
 
 
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of an object file's model: `code` and `constants` in flash, `statics` in RAM.
+
+    `stack` is the most that NAME_run takes with everything it calls, and `deepest` the path of functions on which it
+    does; where no bound can be stated, `stack` is None and `unbounded` says why. Constants are all that is loaded and
+    neither code nor written: tables for unwinding belong to them.
+    """
+
+    code: int
+    constants: int
+    statics: int
+    stack: int | None
+    deepest: tuple[str, ...]
+    unbounded: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCount:
+    """What one layer executes, beside its multiply-accumulates and what its kernel's cost model said."""
+
+    name: str
+    kernel: str
+    macs: int
+    predicted: int
+    executed: int
+
+    @property
+    def per_mac(self) -> float | None:
+        """Executed for each multiply-accumulate, where there are any."""
+        return self.executed / self.macs if self.macs else None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one inference executes in an emulator, in `unit`s: instructions, or packets where they are issued so.
+
+    Layers are in order; `entry` is what the function that calls them executes itself.
+    """
+
+    unit: str
+    entry: int
+    layers: tuple[LayerCount, ...]
+
+    @property
+    def total(self) -> int:
+        """Everything from the first instruction of NAME_run to its last."""
+        return self.entry + sum(layer.executed for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference."""
+        return sum(layer.macs for layer in self.layers)
+
+
 class Runner(Protocol):
     """A built program that can be run here, natively or in an emulator."""
 
@@ -79,6 +138,10 @@ class Runner(Protocol):
 
     def trace(self, feeds: Codes) -> dict[str, Array]:
         """Every stored value by name, rows first, from the trace build of the same sources; outputs too."""
+        ...
+
+    def count(self, feeds: Codes) -> Counts:
+        """What one call executes, layer by layer; ToolchainMissing where nothing counts."""
         ...
 
 
@@ -128,6 +191,10 @@ class Target(Protocol):
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
         """Build the objects and look for floating point in them."""
+        ...
+
+    def footprint(self, folder: Path, *, name: str, cpu: str) -> Footprint:
+        """Build the objects and measure what they take of a chip."""
         ...
 
     def missing(self) -> Sequence[str]:

@@ -77,6 +77,7 @@ def _checked(job: Job, made: Build, context: Context) -> Checked:
     """The program compared with the integer graph; where its toolchain is missing, why it was not."""
     graph, o = made.integerized.graph, job.options
     rows = max(o.verify_samples, 1)
+    unbuilt = checks.Memory.of(graph, made.lowered, None)
     with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
         place = Path(scratch)
         folder.write(place, made.files)
@@ -88,11 +89,11 @@ def _checked(job: Job, made: Build, context: Context) -> Checked:
             if o.require_verified:
                 raise
             context.warn(f"the program was not run here: {e}")
-            return Checked(None, None, str(e), 0, 0, None, str(e))
+            return Checked(None, None, str(e), 0, 0, None, str(e), unbuilt, None)
     context.log(
         f"{job.target.name} program: {program.samples} samples, {program.mismatches} mismatches"
     )
-    return Checked(program, None, None, 0, 0, None, None)
+    return Checked(program, None, None, 0, 0, None, None, unbuilt, None)
 
 
 def _inputs(made: Build, measured: Measured) -> list[Json]:

@@ -9,13 +9,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompile.checks import Checked
+from qcompile.checks import Checked, Memory
 from qcompile.choose import Choice
 from qcompile.integerized import Integerized
 from qcompile.ir import Graph, Port, Value
 from qcompile.ir.proof import prove
 from qcompile.job import Job
-from qcompile.target import Lowered
+from qcompile.target import Counts, Lowered
 from qcompile.verify import Mismatch
 
 if TYPE_CHECKING:
@@ -141,6 +141,46 @@ def certificates(graph: Graph, integerized: Integerized, checked: Checked) -> Js
     }
 
 
+def memory(taken: Memory) -> Json:
+    """Bytes of RAM and flash; null where the objects were not built here or the stack has no bound."""
+    built = taken.built
+    return {
+        "arena_bytes": taken.arena,
+        "input_bytes": taken.inputs,
+        "output_bytes": taken.outputs,
+        "weight_bytes": taken.weights,
+        "stack_bytes": built.stack if built is not None else None,
+        "stack_path": list(built.deepest) if built is not None else [],
+        "stack_unbounded": (built.unbounded or None) if built is not None else None,
+        "code_bytes": built.code if built is not None else None,
+        "constant_bytes": built.constants if built is not None else None,
+        "ram_bytes": taken.ram,
+        "flash_bytes": taken.flash,
+    }
+
+
+def program(lowered: Lowered, counts: Counts | None) -> Json:
+    """The steps of the program in order, with what its cost model predicts and what an emulator counted."""
+    executed: Sequence[int | None] = [None] * len(lowered.layers)
+    if counts is not None:
+        executed = [layer.executed for layer in counts.layers]
+    return {
+        "unit": counts.unit if counts is not None else None,
+        "executed": counts.total if counts is not None else None,
+        "layers": [
+            {
+                "name": layer.name,
+                "kernel": layer.kernel,
+                "macs": layer.macs,
+                "scratch_bytes": layer.scratch_bytes,
+                "predicted": layer.cost if counts is not None else None,
+                "executed": count,
+            }
+            for layer, count in zip(lowered.layers, executed, strict=True)
+        ],
+    }
+
+
 def verification(checked: Checked, sanitizers: str) -> Json:
     """What was run and compared, and what was not and why."""
     program, strict = checked.program, checked.sanitized
@@ -224,7 +264,8 @@ def gather(
         "float_operators": [],
         "layers": layers(integerized, plan, lowered, measured),
         "accuracy": accuracy(graph, measured),
-        "memory": {"arena_bytes": lowered.arena_bytes, "weight_bytes": lowered.weight_bytes},
+        "memory": memory(checked.memory),
+        "program": program(lowered, checked.counts),
         "certificates": certificates(graph, integerized, checked),
         "verification": verification(checked, job.target.sanitizers),
         "fused": list(lowered.fused),

@@ -36,6 +36,7 @@ from qcompile.report.wording import (
     size,
     visible,
 )
+from qcompile.target import Counts
 
 if TYPE_CHECKING:
     from qcompile.bench import Timing
@@ -321,6 +322,26 @@ def timed(timing: Timing) -> RenderableType:
     return Text(
         f"{duration(timing.cpu_ns)} of CPU time per inference ({duration(timing.wall_ns)} elapsed), {kind}"
     )
+
+
+def counted(counts: Counts) -> RenderableType:
+    """What every layer executes, beside what its cost model said."""
+    head = ("layer", "kernel", "MACs", "predicted", counts.unit, "per MAC")
+    body = [
+        (
+            visible(layer.name),
+            layer.kernel,
+            f"{layer.macs:,}" if layer.macs else "",
+            f"{layer.predicted:,}",
+            f"{layer.executed:,}",
+            f"{layer.per_mac:.2f}" if layer.per_mac is not None else "",
+        )
+        for layer in counts.layers
+    ]
+    rate = f"{counts.total / counts.macs:.2f}" if counts.macs else ""
+    body.append(("between layers", "", "", "", f"{counts.entry:,}", ""))
+    body.append(("total", "", f"{counts.macs:,}", "", f"{counts.total:,}", rate))
+    return table(head, body, head[2:])
 
 
 def examined(found: Sequence[tuple[str, Sequence[str]]]) -> RenderableType:

@@ -13,13 +13,14 @@ from qcompile.target import (
     ANYWHERE,
     Codes,
     FloatCertificate,
+    Footprint,
     Lowered,
     Placement,
     Runner,
     Target,
 )
 
-from ..c import build, certify, emit, run
+from ..c import build, certify, emit, footprint, run
 from ..c.kernels import PORTABLE
 from ..c.text import HERE
 from . import dotprod
@@ -130,6 +131,10 @@ class Arm:
         """Build the model's object and look for floating point in it."""
         model = build.Build(folder, name, _toolchain(cpu)).model
         return certify.inspect(model.read_bytes(), "model.o")
+
+    def footprint(self, folder: Path, *, name: str, cpu: str) -> Footprint:
+        """Build the model's object and measure it."""
+        return footprint.footprint(build.Build(folder, name, _toolchain(cpu)))
 
     def missing(self) -> Sequence[str]:
         """What building and running here still needs."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
 import capstone
 from elftools.common.exceptions import ELFError
@@ -19,6 +20,20 @@ from elftools.elf.sections import SymbolTableSection
 
 from qcompile.errors import QcompileError
 from qcompile.target import FloatCertificate
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """A decoded instruction or packet: `floats` if it calculates, compares or converts in floating point."""
+
+    address: int
+    size: int
+    text: str
+    floats: bool
+
+
+Decoder = Callable[[bytes, int], Iterator[Instruction]]
+"""Decodes code that lies at an address; it ends early where bytes are no instruction."""
 
 # SSE and AVX say at the end of the mnemonic what they calculate in: packed or scalar, double, single, half, bfloat16.
 _X86_FLOAT_SUFFIX = re.compile(r"(p|s)[sdh]$|bf16$|bf8s?$|hf8s?$")
@@ -50,19 +65,111 @@ def _a64_float(mnemonic: str, operands: str) -> bool:
     return mnemonic not in _A64_MOVES and _A64_FLOAT.match(mnemonic) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class _Architecture:
-    """How to decode a machine's code and which of its instructions calculate in floating point."""
-
-    arch: int
-    mode: int
-    floats: Callable[[str, str], bool]
+# VFP, NEON and Helium name the number format; what moves or selects whole registers names it too.
+_ARM_FLOAT = re.compile(
+    r"v(?!mov|ins|sel|dup|ldr|str)\w+(?:\.\w+)?\.(?:f(?:16|32|64)|bf16)", re.IGNORECASE
+)
 
 
-_ARCHITECTURES = {
-    "EM_X86_64": _Architecture(capstone.CS_ARCH_X86, capstone.CS_MODE_64, _x86_float),
-    "EM_AARCH64": _Architecture(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM, _a64_float),
+def _arm_float(mnemonic: str) -> bool:
+    return _ARM_FLOAT.match(mnemonic) is not None
+
+
+# Helium's instructions outside the encodings that it shares with NEON lie where other cores have coprocessors 14 and 15
+# (Armv8-M Architecture Reference Manual, C2.3.7: first halfword 111x 111x, bits 11 to 9 of the second 111). Integers of
+# 8, 16 and 32 bits have sizes 00, 01 and 10 there; size 11 of the same instruction is the floating-point one, whose
+# bit 28 tells single from half precision. Each row: mask and value of both halfwords.
+_HELIUM_FLOAT = (
+    (0xEFB1, 0xEE30, 0x0F70, 0x0F40),  # VADD, VSUB with a scalar
+    (0xEFB1, 0xEE31, 0x1F70, 0x0E60),  # VMUL with a scalar
+    (0xEFB1, 0xEE31, 0x0F70, 0x0E40),  # VFMA, VFMAS with a scalar
+    (0xEFB1, 0xEE30, 0x0F50, 0x0E00),  # VCMUL
+    (0xEFBF, 0xEE3F, 0x0F51, 0x0E01),  # VCVTB, VCVTT; VMAXNMA, VMINNMA
+    (0xEFFD, 0xEEEC, 0x0F51, 0x0F00),  # VMAXNMV, VMINNMV, VMAXNMAV, VMINNMAV
+)
+_HELIUM_COMPARE = (0xEFB1, 0xEE31, 0x0F10, 0x0F00)  # VCMP, VPT; and VPSEL, VPNOT, VPST in the gaps
+
+
+def _helium_float(first: int, second: int) -> bool:
+    """Whether an instruction of Helium's own encodings calculates in floating point."""
+
+    def has(row: tuple[int, int, int, int]) -> bool:
+        return first & row[0] == row[1] and second & row[2] == row[3]
+
+    if has(_HELIUM_COMPARE):
+        # Condition 01x is an unsigned comparison, which floats lack: VPSEL. A scalar 13 is VPNOT or VPST.
+        with_scalar = second & 0x40 != 0
+        unsigned = not second & 0x1000 and bool(second & (0x20 if with_scalar else 0x01))
+        return not unsigned and not (with_scalar and second & 0xF == 0xD)
+    return any(map(has, _HELIUM_FLOAT))
+
+
+def _armv8_1m(first: int, second: int) -> str:
+    """What an instruction that capstone does not know is, if Armv8.1-M has it; nothing otherwise."""
+    if first & 0xEC00 == 0xEC00 and first & 0xFF00 not in (0xEF00, 0xFF00):
+        if second & 0x0E00 == 0x0E00:
+            return "vector instruction"
+        if first & 0xFFE0 == 0xEEE0 and second & 0x0FFF == 0x0A10:
+            return "vmrs or vmsr"
+    if first & 0xF800 == 0xF000 and second & 0xD001 == 0xC001:
+        return "low-overhead loop instruction"
+    return ""
+
+
+def _thumb(code: bytes, base: int) -> Iterator[Instruction]:
+    decoder = capstone.Cs(
+        capstone.CS_ARCH_ARM,
+        capstone.CS_MODE_THUMB | capstone.CS_MODE_MCLASS | capstone.CS_MODE_V8,
+    )
+    at = 0
+    while at < len(code):
+        for address, size, mnemonic, operands in decoder.disasm_lite(code[at:], base + at):
+            at = address - base + size
+            first, second = _halfwords(code, at - 4) if size == 4 else (0, 0)
+            floats = _arm_float(mnemonic) or _helium_float(first, second)
+            yield Instruction(address, size, f"{mnemonic} {operands}", floats)
+        if at + 4 > len(code):
+            return
+        first, second = _halfwords(code, at)
+        if not (kind := _armv8_1m(first, second)):
+            return
+        text = f"{kind} {first:04x} {second:04x}"
+        yield Instruction(base + at, 4, text, _helium_float(first, second))
+        at += 4
+
+
+def _halfwords(code: bytes, at: int) -> tuple[int, int]:
+    return int.from_bytes(code[at : at + 2], "little"), int.from_bytes(
+        code[at + 2 : at + 4], "little"
+    )
+
+
+def _by_capstone(arch: int, mode: int, floats: Callable[[str, str], bool]) -> Decoder:
+    def decode(code: bytes, base: int) -> Iterator[Instruction]:
+        for address, size, mnemonic, operands in capstone.Cs(arch, mode).disasm_lite(code, base):
+            yield Instruction(address, size, f"{mnemonic} {operands}", floats(mnemonic, operands))
+
+    return decode
+
+
+_DECODERS: Mapping[str, Decoder] = {
+    "EM_X86_64": _by_capstone(capstone.CS_ARCH_X86, capstone.CS_MODE_64, _x86_float),
+    "EM_AARCH64": _by_capstone(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM, _a64_float),
+    "EM_ARM": _thumb,
 }
+_FAMILY_DECODERS: Mapping[str, str] = {"EM_QDSP6": "qcompile.targets.hexagon.decode"}
+"""Modules of families that decode their own machine's code: each has a Decoder `instructions`."""
+
+
+def decoder(machine: str, label: str) -> Decoder:
+    """The decoder of an ELF machine; `label` names the file where there is none."""
+    if machine in _FAMILY_DECODERS:
+        family: Decoder = import_module(_FAMILY_DECODERS[machine]).instructions
+        return family
+    if machine not in _DECODERS:
+        raise QcompileError(f"{label} is for {machine}, which cannot be certified yet")
+    return _DECODERS[machine]
+
 
 _SOFT_FLOAT = re.compile(
     # libgcc and compiler-rt: modes h, s, d, t, x, k and b name the number formats.
@@ -80,6 +187,10 @@ _LIBM = re.compile(
 )
 
 
+# What lies at a mapping symbol: Arm or Thumb or AArch64 code, or data.
+_MAPPING = re.compile(r"\$[atdx](?:\..*)?")
+
+
 def _soft_float(symbol: str) -> bool:
     return _SOFT_FLOAT.fullmatch(symbol) is not None or _LIBM.fullmatch(symbol) is not None
 
@@ -94,7 +205,8 @@ def _functions(elf: ELFFile, section: int) -> list[tuple[int, str]]:
                 for s in table.iter_symbols()
                 if s["st_info"]["type"] == "STT_FUNC" and s["st_shndx"] == section
             ]
-    return sorted(found)
+    odd = 1 if elf["e_machine"] == "EM_ARM" else 0
+    return sorted((at & ~odd, name) for at, name in found)
 
 
 def _symbols(elf: ELFFile, label: str) -> Iterator[str]:
@@ -109,32 +221,53 @@ def _symbols(elf: ELFFile, label: str) -> Iterator[str]:
             yield f"{label}: symbol {name} is a floating-point routine"
 
 
+def code_ranges(elf: ELFFile, index: int) -> list[tuple[int, int]]:
+    """Begin and end, within a section, of what its mapping symbols call code: Arm keeps constants between functions."""
+    size = elf.get_section(index)["sh_size"]
+    base = elf.get_section(index)["sh_addr"]
+    marks = sorted(
+        (s["st_value"] - base, s.name[1] != "d")
+        for table in elf.iter_sections()
+        if isinstance(table, SymbolTableSection)
+        for s in table.iter_symbols()
+        if s["st_shndx"] == index and _MAPPING.fullmatch(s.name)
+    )
+    if elf["e_machine"] not in ("EM_ARM", "EM_AARCH64") or not marks:
+        return [(0, size)]
+    if marks[0][0] > 0:
+        marks.insert(0, (0, True))
+    ends = [at for at, _ in marks[1:]] + [size]
+    return [(at, end) for (at, code), end in zip(marks, ends, strict=True) if code and at < end]
+
+
 def inspect(data: bytes, label: str) -> FloatCertificate:
     """Say what one ELF file holds; `label` names it in the findings, which give the first of each kind per function."""
     try:
         elf = ELFFile(io.BytesIO(data))
     except ELFError as error:
         raise QcompileError(f"{label} is no ELF file, so it cannot be certified: {error}") from None
-    machine = _ARCHITECTURES.get(elf["e_machine"])
-    if machine is None:
-        raise QcompileError(f"{label} is for {elf['e_machine']}, which cannot be certified yet")
+    decode = decoder(elf["e_machine"], label)
     findings = list(_symbols(elf, label))
     count = 0
-    decoder = capstone.Cs(machine.arch, machine.mode)
     for index, section in enumerate(elf.iter_sections()):
         if not section["sh_flags"] & SH_FLAGS.SHF_EXECINSTR or section["sh_type"] == "SHT_NOBITS":
             continue
         code, base = section.data(), section["sh_addr"]
         functions = _functions(elf, index)
-        at, where, seen = 0, section.name, set[tuple[str, str]]()
-        for address, size, mnemonic, operands in decoder.disasm_lite(code, base):
-            count += 1
-            at = address - base + size
-            while functions and functions[0][0] <= address:
-                where = functions.pop(0)[1]
-            if machine.floats(mnemonic, operands) and (where, mnemonic) not in seen:
-                seen.add((where, mnemonic))
-                findings.append(f"{label}: {where} has {mnemonic} {operands} at {address:#x}")
-        if at < len(code):
-            findings.append(f"{label}: {section.name} does not decode at {base + at:#x}")
+        where, seen = section.name, set[tuple[str, str]]()
+        for begin, end in code_ranges(elf, index):
+            at = begin
+            for instruction in decode(code[begin:end], base + begin):
+                count += 1
+                at = instruction.address - base + instruction.size
+                while functions and functions[0][0] <= instruction.address:
+                    where = functions.pop(0)[1]
+                kind = instruction.text.split()[0]
+                if instruction.floats and (where, kind) not in seen:
+                    seen.add((where, kind))
+                    findings.append(
+                        f"{label}: {where} has {instruction.text} at {instruction.address:#x}"
+                    )
+            if at < end:
+                findings.append(f"{label}: {section.name} does not decode at {base + at:#x}")
     return FloatCertificate(count, tuple(findings))

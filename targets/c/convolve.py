@@ -60,6 +60,10 @@ class Dot:
         """A fused Rescale's other operands; never the one whose pixels are read again."""
         return tuple(v for v in aligned(step, *step.terms) if v is not step.node.inputs[0])
 
+    def raster(self, step: Step) -> int | None:
+        """A block: its patches are gathered first."""
+        return self._block(step)
+
     def packed(self, step: Step) -> tuple[Value, ...]:
         """Weights and bias."""
         return step.node.inputs[1:]
@@ -171,6 +175,10 @@ class Depthwise:
     def reuses(self, step: Step) -> tuple[Value, ...]:
         """A fused Rescale's other operands."""
         return tuple(v for v in aligned(step, *step.terms) if v is not step.node.inputs[0])
+
+    def raster(self, step: Step) -> int | None:
+        """One: it is stored when all its taps are summed."""
+        return 1
 
     def packed(self, step: Step) -> tuple[Value, ...]:
         """Weights and bias."""

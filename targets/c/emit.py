@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from qcompile import memory
-from qcompile.errors import Unsupported
-from qcompile.ir import Array, Graph, Node, Port, Rescale, Reshape, TensorType, Value, arith, ops
+from qcompile.ir import Array, Graph, Port, TensorType, Value, arith
 from qcompile.target import ANYWHERE, Codes, Layer, Lowered, Placement
 
 from . import kernel as k
 from .kernels import PORTABLE
+from .storage import Storage, fuse
 from .text import (
     Names,
     array,
@@ -33,8 +33,10 @@ from .text import (
     type_comment,
 )
 
-TRACE_FILE = "trace.json"
-"""Says under which id a trace build reports each value."""
+__all__ = ["PROGRAM_FILE", "fuse", "lower"]
+
+PROGRAM_FILE = "program.json"
+"""Says under which id a trace build reports each value, and which layers there are."""
 
 
 def lower(
@@ -55,31 +57,6 @@ def lower(
     return _Program(graph, name, isa, kernels).files(vectors, placement)
 
 
-def fuse(graph: Graph) -> list[k.Step]:
-    """The graph's steps: an accumulator that one Rescale alone reads is rescaled where it is made.
-
-    A Rescale of several such accumulators takes the last; the others are stored.
-    """
-    outputs = {v for _, v in graph.outputs}
-    into: dict[Node, Node] = {}
-    for node in graph.nodes:
-        if isinstance(node.op, Rescale):
-            for v in node.inputs[: len(node.op.accs)]:
-                alone = len(v.uses) == 1 and v not in outputs
-                if alone and v.producer is not None and _accumulates(v.producer):
-                    into[node] = v.producer
-    fused = set(into.values())
-    return [
-        k.Step(into[node], node) if node in into else k.Step(node)
-        for node in graph.nodes
-        if node not in fused and not isinstance(node.op, Reshape)
-    ]
-
-
-def _accumulates(node: Node) -> bool:
-    return isinstance(node.op, ops.Conv | ops.MatMul | ops.SumPool | ops.Mul)
-
-
 class _Program:
     """One lowering: everything that the templates ask for."""
 
@@ -87,61 +64,32 @@ class _Program:
         self.graph, self.name, self.isa = graph, name, isa
         self.names = Names([f"{name}_run", f"{name}_trace"])
         self.arrays: dict[tuple[str, bytes], tuple[str, Array]] = {}
-        steps = fuse(graph)
-        chosen = {step: _cheapest(step, kernels) for step in steps}
-        self.claimed = self._claim_outputs()
-        sizes = {
-            step.output.name: step.output.type.bytes
-            for step in steps
-            if step.output not in self.claimed
-        }
-        tasks = [self._task(step, chosen[step]) for step in steps]
-        order = memory.order(tasks, sizes, k.ALIGN)
-        self.steps = [steps[i] for i in order]
-        self.kernels = [chosen[step] for step in self.steps]
-        self.plan = memory.plan([tasks[i] for i in order], sizes, k.ALIGN)
+        self.functions: dict[str, str] = {}
+        self.storage = Storage(graph, kernels)
+        self.steps, self.kernels = self.storage.steps, self.storage.kernels
+        self.plan = self.storage.plan()
         self.arena = max(self.plan.peak, k.ALIGN)
         self.pointers = self._pointers()
-
-    def _claim_outputs(self) -> dict[Value, int]:
-        """Which made value is written straight to which output: the first that shows its bytes."""
-        claimed: dict[Value, int] = {}
-        for i, (_, v) in enumerate(self.graph.outputs):
-            root = _root(v)
-            if root.producer is not None:
-                claimed.setdefault(root, i)
-        return claimed
-
-    def _task(self, step: k.Step, kernel: k.Kernel) -> memory.Task:
-        roots = {v: _root(v) for v in step.reads}
-        reuse = [
-            roots[v].name
-            for v in kernel.reuses(step)
-            if sum(root is roots[v] for root in roots.values()) == 1
-        ]
-        return memory.Task(
-            tuple(dict.fromkeys(r.name for r in roots.values())),
-            step.output.name,
-            kernel.scratch(step).bytes,
-            tuple(dict.fromkeys(reuse)),
-        )
 
     def _pointers(self) -> dict[Value, str]:
         """What `run` calls the memory of inputs, outputs and arena buffers."""
         names = Names(["memory", "arena"])
         pointers = {v: f"input{i}" for i, (_, v) in reversed([*enumerate(self.graph.inputs)])}
-        pointers |= {v: f"output{i}" for v, i in self.claimed.items()}
         for step in self.steps:
-            if step.output not in pointers:
+            whole, offset = self.storage.views.whole(step.output)
+            if (port := self.storage.claimed.get(whole)) is not None:
+                pointers[step.output] = at(f"output{port}", str(offset))
+            else:
                 pointers[step.output] = names.fresh("at", step.output.name)
         return pointers
 
     def _pointer(self, value: Value) -> str:
         """The C expression for a value's first element in `run`."""
-        root = _root(value)
+        root, offset = self.storage.views.root(value)
         if root.const is not None:
             return self._constant(root.const, root.name)
-        return self.pointers[root]
+        first, _ = next(self.storage.views.pieces(root))
+        return at(self.pointers[first], str(offset))
 
     def _constant(self, data: Array, *name: str) -> str:
         """The C array of these elements; equal arrays are one."""
@@ -152,24 +100,27 @@ class _Program:
         return self.arrays[found][0]
 
     def _function(self, index: int) -> tuple[str, str]:
-        """Definition and call of one step's function."""
+        """Definition and call of one step's function; no definition where an equal function is there."""
         step, kernel = self.steps[index], self.kernels[index]
-        function = self.names.fresh("layer", step.name)
-        shared = self.plan.taken.get(step.output.name)
+        made = step.output.name
+        taken = self.plan.taken.get(made)
+        crossed = {name for result, name in self.plan.crossed if result == made}
         scratch = kernel.scratch(step)
         operands: dict[Value, str] = {}
         parameters: list[str] = []
         arguments: list[str] = []
         for v in step.reads:
-            root = _root(v)
+            root, _ = self.storage.views.root(v)
+            buffers = {name for name, _ in self.storage.buffers(v)}
             if root.const is not None:
                 if v not in kernel.packed(step):
                     operands[v] = self._constant(root.const, root.name)
-            elif root.name == shared:
+            elif taken in buffers:
                 operands[v] = "y"
             else:
                 operands[v] = f"x{len(parameters) or ''}"
-                parameters.append(f"const {c_type(v.type.dtype)} *restrict {operands[v]}")
+                restrict = "" if buffers & crossed else "restrict "
+                parameters.append(f"const {c_type(v.type.dtype)} *{restrict}{operands[v]}")
                 arguments.append(self._pointer(v))
         layer = k.Layer(
             step,
@@ -177,27 +128,31 @@ class _Program:
             lambda role, data: self._constant(data, step.name, role),
             scratch,
         )
-        parameters.append(f"{c_type(step.output.type.dtype)} *restrict y")
+        restrict = "" if crossed else "restrict "
+        parameters.append(f"{c_type(step.output.type.dtype)} *{restrict}y")
         arguments.append(self._pointer(step.output))
         if scratch.regions:
             parameters.append("unsigned char *restrict scratch")
             arguments.append(at("memory", str(self.plan.scratch[index])))
-        body = kernel.body(layer)
-        definition = (
-            f"/* {self._comment(step, kernel, shared)} */\n"
-            f"static LAYER void {function}({', '.join(parameters)})\n{{\n{body}\n}}\n"
-        )
-        return definition, f"{function}({', '.join(arguments)});"
+        code = f"({', '.join(parameters)})\n{{\n{kernel.body(layer)}\n}}\n"
+        definition = ""
+        if code not in self.functions:
+            self.functions[code] = self.names.fresh("layer", step.name)
+            comment = self._comment(step, kernel, taken is not None, bool(crossed))
+            definition = f"/* {comment} */\nstatic LAYER void {self.functions[code]}{code}"
+        return definition, f"{self.functions[code]}({', '.join(arguments)});"
 
-    def _comment(self, step: k.Step, kernel: k.Kernel, shared: str | None) -> str:
+    def _comment(self, step: k.Step, kernel: k.Kernel, taken: bool, crossed: bool) -> str:
         node = step.node
         parts = [type(node.op).__name__ + (" and Rescale" if step.rescale else "")]
         reads = " and ".join(type_comment(v.type) for v in (*node.inputs[:2], *step.terms))
         parts.append(f"of {reads} to {type_comment(step.output.type)}")
         if step.macs:
             parts.append(f"{step.macs} multiply-accumulates")
-        if shared:
+        if taken:
             parts.append("in place")
+        if crossed:
+            parts.append("written over what has been read")
         return f"{c_comment(step.name)}: {', '.join(parts)} ({kernel.name})"
 
     def files(self, vectors: Sequence[Codes], placement: Placement) -> Lowered:
@@ -239,11 +194,11 @@ class _Program:
                     f"{c_type(v.type.dtype)} *const {self.pointers[v]} ="
                     f" {cast(c_type(v.type.dtype), 'memory', self.plan.offsets[v.name])};"
                     for v in (step.output for step in self.steps)
-                    if v not in self.claimed
+                    if v.name in self.plan.offsets
                 ],
                 layout=self._arena_comment(),
                 macs=sum(step.macs for step in self.steps),
-                sizes=" +\n".join(f"sizeof {name}" for name, _ in self.arrays.values()) or "0",
+                sizes=" +\n".join(f"sizeof({name})" for name, _ in self.arrays.values()) or "0",
             ),
             "weights.h": render(
                 "weights.h.j2",
@@ -256,7 +211,12 @@ class _Program:
             "vectors.h": render("vectors.h.j2", **common, **self._vectors(vectors)),
         }
         files = {path: layout(text).encode() for path, text in texts.items()}
-        files[TRACE_FILE] = (json.dumps(stored, indent=1) + "\n").encode()
+        layers = [
+            Layer(step.name, kernel.name, step.macs, kernel.scratch(step).bytes, kernel.cost(step))
+            for step, kernel in zip(self.steps, self.kernels, strict=True)
+        ]
+        program = {"values": stored, "layers": [asdict(layer) for layer in layers]}
+        files[PROGRAM_FILE] = (json.dumps(program, indent=1) + "\n").encode()
         files |= {h.name: h.read_bytes() for h in self._headers() if isinstance(h, Path)}
         return Lowered(
             files=files,
@@ -264,10 +224,7 @@ class _Program:
             weight_bytes=weight_bytes,
             stored=stored,
             fused=[step.node.output.name for step in self.steps if step.rescale is not None],
-            layers=[
-                Layer(step.name, kernel.name, step.macs, kernel.scratch(step).bytes)
-                for step, kernel in zip(self.steps, self.kernels, strict=True)
-            ],
+            layers=layers,
         )
 
     def _headers(self) -> list[str | Path]:
@@ -279,6 +236,8 @@ class _Program:
         functions: list[str] = []
         calls: list[str] = []
         stored: dict[str, int] = {}
+        views = self.storage.views
+        parts = {join: {p.name for p, _ in views.pieces(join.output)} for join in views.joins}
 
         def trace(value: Value) -> None:
             stored[value.name] = len(stored)
@@ -288,18 +247,22 @@ class _Program:
 
         def trace_aliases(value: Value) -> None:
             for user, _ in value.uses:
-                if isinstance(user.op, Reshape):
+                if user in views.nodes and user not in views.joins:
                     trace(user.output)
 
         for v in (*(v for _, v in self.graph.inputs), *self.graph.constants()):
             trace_aliases(v)
         for index, step in enumerate(self.steps):
             definition, call = self._function(index)
-            functions.append(definition)
+            if definition:
+                functions.append(definition)
             calls.append(call)
             trace(step.output)
+            for join in [join for join, names in parts.items() if names <= stored.keys()]:
+                del parts[join]
+                trace(join.output)
         for i, (_, v) in enumerate(self.graph.outputs):
-            if self.claimed.get(_root(v)) != i:
+            if self.storage.claimed.get(views.root(v)[0]) != i:
                 calls.append(f"memcpy(output{i}, {self._pointer(v)}, {v.type.bytes});")
         return functions, calls, stored
 
@@ -318,7 +281,7 @@ class _Program:
         rows = []
         for step, kernel, scratch in zip(self.steps, self.kernels, self.plan.scratch, strict=True):
             made = step.output
-            if made not in self.claimed:
+            if made.name in self.plan.offsets:
                 rows.append((self.plan.offsets[made.name], made.type.bytes, c_comment(made.name)))
             if size := kernel.scratch(step).bytes:
                 rows.append((scratch, size, f"scratch of {c_comment(step.name)}"))
@@ -342,23 +305,6 @@ class _Program:
                 for i, (port, value) in enumerate(ports)
             ],
         }
-
-
-def _root(value: Value) -> Value:
-    """The value whose bytes these are: a Reshape moves nothing."""
-    while value.producer is not None and isinstance(value.producer.op, Reshape):
-        (value,) = value.producer.inputs
-    return value
-
-
-def _cheapest(step: k.Step, kernels: Sequence[k.Kernel]) -> k.Kernel:
-    able = [kernel for kernel in kernels if kernel.matches(step)]
-    if not able:
-        raise Unsupported(
-            f"{step.name}: no C kernel computes {type(step.node.op).__name__} of"
-            f" {', '.join(str(v.type) for v in step.node.inputs)}"
-        )
-    return min(able, key=lambda kernel: kernel.cost(step))
 
 
 def _port(role: str, at: int, port: Port, value: Value) -> Mapping[str, object]:

@@ -205,6 +205,16 @@ class Kernel(Protocol):
         """Operands each of whose elements is read before the result's element at the same place is written."""
         ...
 
+    def raster(self, step: Step) -> int | None:
+        """How many pixels of the result it makes at a time, in raster order; None where it keeps no such order.
+
+        A pixel is all channels at one position; an elementwise operator's is one element. Raster order is the
+        order in memory. Before it writes any of these pixels, the kernel has read all that they need of operand 0
+        (an elementwise kernel: of every operand of the result's shape), and neither they nor later pixels are read
+        for more than their own windows. So the result may overlap that operand: see `window.trails`.
+        """
+        ...
+
     def packed(self, step: Step) -> tuple[Value, ...]:
         """Constant operands that it packs itself instead of reading them as they are."""
         ...

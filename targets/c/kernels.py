@@ -46,14 +46,16 @@ class Pool:
         return step.output.type.size * window_of(step.node).taps
 
     def scratch(self, step: Step) -> Scratch:
-        """The sums of one pixel."""
-        if isinstance(step.node.op, ops.MaxPool):
-            return Scratch()
-        return Scratch((("acc", "int32_t", step.output.type.shape[-1]),))
+        """What one pixel has so far, largest elements or sums."""
+        return Scratch((("acc", c_type(step.node.output.type.dtype), step.output.type.shape[-1]),))
 
     def reuses(self, step: Step) -> tuple[Value, ...]:
         """A fused Rescale's other operands."""
         return tuple(v for v in aligned(step, *step.terms) if v is not step.node.inputs[0])
+
+    def raster(self, step: Step) -> int | None:
+        """One: it is stored when all its taps are seen."""
+        return 1
 
     def packed(self, step: Step) -> tuple[Value, ...]:
         """None."""
@@ -75,7 +77,7 @@ class Pool:
             zero_point=node.op.zero_point if isinstance(node.op, ops.SumPool) else 0,
             x=layer[node.inputs[0]],
             type=c_type(node.inputs[0].type.dtype),
-            store="" if largest else layer.store(nest.at, "acc[c]"),
+            store=layer.store(nest.at, "acc[c]"),
             minus=minus,
             at=at,
             loops=loops,
@@ -105,6 +107,10 @@ class Elementwise:
     def reuses(self, step: Step) -> tuple[Value, ...]:
         """Every operand of the same shape and type."""
         return aligned(step, *step.reads)
+
+    def raster(self, step: Step) -> int | None:
+        """One element."""
+        return 1
 
     def packed(self, step: Step) -> tuple[Value, ...]:
         """None."""
@@ -153,6 +159,10 @@ class Table:
         """The operand, where the table keeps its type."""
         return aligned(step, step.node.inputs[0])
 
+    def raster(self, step: Step) -> int | None:
+        """One element."""
+        return 1
+
     def packed(self, step: Step) -> tuple[Value, ...]:
         """The table."""
         return step.node.inputs[1:]
@@ -191,6 +201,10 @@ class SoftmaxRows:
     def reuses(self, step: Step) -> tuple[Value, ...]:
         """The operand: the last pass reads an element before it writes there."""
         return aligned(step, step.node.inputs[0])
+
+    def raster(self, step: Step) -> int | None:
+        """None: a row is still read while it is written."""
+        return None
 
     def packed(self, step: Step) -> tuple[Value, ...]:
         """The table."""
@@ -247,6 +261,10 @@ class Move:
     def reuses(self, step: Step) -> tuple[Value, ...]:
         """None: elements change places."""
         return ()
+
+    def raster(self, step: Step) -> int | None:
+        """None: runs are copied in whatever order the axes have."""
+        return None
 
     def packed(self, step: Step) -> tuple[Value, ...]:
         """None."""

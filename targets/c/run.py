@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import signal
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.errors import BadInput, VerificationMismatch
 from qcompile.ir import Array, Graph, TensorType, Value
-from qcompile.target import Codes
+from qcompile.target import Codes, Counts, Layer
 
 from .build import Build, call, first_lines
-from .emit import TRACE_FILE
+from .count import count
+from .emit import PROGRAM_FILE
 
 Bytes = NDArray[np.uint8]
 
@@ -69,33 +70,37 @@ def _cut(data: Bytes, values: Sequence[Value]) -> list[Bytes]:
     return np.split(data, ends[:-1], axis=1)
 
 
-def read_trace_ids(folder: Path) -> dict[str, int]:
-    """The id under which a trace build reports each stored value; BadInput where the folder does not say."""
+class _Emitted(msgspec.Struct, forbid_unknown_fields=True):
+    """What the emitter says of its program: trace ids of values, layers in order of execution."""
+
+    values: dict[str, int]
+    layers: list[Layer]
+
+
+def _emitted(folder: Path) -> _Emitted:
+    place = folder / PROGRAM_FILE
     try:
-        ids = json.loads((folder / TRACE_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError) as e:
-        raise BadInput(f"cannot read {folder / TRACE_FILE}: {e}") from None
-    if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
-        raise BadInput(f"{folder / TRACE_FILE} does not map names of values to numbers")
-    return ids
+        return msgspec.json.decode(place.read_bytes(), type=_Emitted)
+    except (OSError, msgspec.DecodeError, RecursionError) as e:
+        raise BadInput(f"cannot read {place}: {e}") from None
 
 
 class Program:
     """The emitted program as a process of its own, natively or in an emulator."""
 
     def __init__(self, build: Build, graph: Graph) -> None:
-        self._build = build
+        self.build = build
         self._graph = graph
         self._border = _Border(graph)
         self._prepare()
 
     def _prepare(self) -> None:
         """Build what `run` needs, so that a missing tool shows before the first row."""
-        _ = self._build.program
+        _ = self.build.program
 
     def _speak(self, program: Path, packed: Bytes) -> bytes:
         done = call(
-            [*self._build.toolchain.emulator, str(program)],
+            [*self.build.toolchain.emulator, str(program)],
             seconds=_RUN_SECONDS,
             stdin=packed.tobytes(),
             # Leaks are looked for with ptrace, which containers forbid; the program allocates nothing.
@@ -107,9 +112,9 @@ class Program:
             how = f"died of {signal.Signals(-done.returncode).name}"
         else:
             how = f"stopped with exit status {done.returncode}"
-        where = " ".join(self._build.toolchain.emulator)
+        where = " ".join(self.build.toolchain.emulator)
         raise VerificationMismatch(
-            f"the built program {self._build.name} {how}{f' in {where}' if where else ''}:\n"
+            f"the built program {self.build.name} {how}{f' in {where}' if where else ''}:\n"
             f"{first_lines(done.stderr)}"
         )
 
@@ -122,10 +127,10 @@ class Program:
         parts = [np.empty((0, size), np.uint8)]
         for at in range(0, len(calls), _CALLS_PER_PROCESS):
             block = calls[at : at + _CALLS_PER_PROCESS]
-            answer = self._speak(self._build.program, block)
+            answer = self._speak(self.build.program, block)
             if len(answer) != len(block) * size:
                 raise VerificationMismatch(
-                    f"the built program {self._build.name} wrote {len(answer)} bytes instead of {len(block) * size}"
+                    f"the built program {self.build.name} wrote {len(answer)} bytes instead of {len(block) * size}"
                 )
             parts.append(np.frombuffer(answer, np.uint8).reshape(len(block), size))
         return self._outputs(_cut(np.concatenate(parts), values), rows)
@@ -136,11 +141,15 @@ class Program:
             for (port, value), part in zip(self._graph.outputs, data, strict=True)
         }
 
+    def count(self, feeds: Codes) -> Counts:
+        """What one call executes in the emulator, layer by layer; ToolchainMissing where it runs natively."""
+        return count(self.build, self._graph, feeds, _emitted(self.build.folder).layers)
+
     def trace(self, feeds: Codes) -> dict[str, Array]:
         """Every stored value by name, and the outputs by port name unless a stored value has that name."""
         packed, rows = self._border.pack(feeds)
         calls = np.concatenate(packed, axis=1)
-        stored = read_trace_ids(self._build.folder)
+        stored = _emitted(self.build.folder).values
         by_id = {stored[v.name]: v for v in self._graph.values() if v.name in stored}
         outputs = [v for _, v in self._graph.outputs]
         sizes = {i: v.type.bytes for i, v in by_id.items()}
@@ -150,8 +159,8 @@ class Program:
         }
         for at in range(0, len(calls), _TRACED_CALLS_PER_PROCESS):
             block = calls[at : at + _TRACED_CALLS_PER_PROCESS]
-            answer = self._speak(self._build.traced, block)
-            for i, payload in _frames(self._build.name, answer, sizes, len(block)):
+            answer = self._speak(self.build.traced, block)
+            for i, payload in _frames(self.build.name, answer, sizes, len(block)):
                 frames[i].append(np.frombuffer(payload, np.uint8).reshape(1, -1))
         joined = {i: np.concatenate(parts) for i, parts in frames.items()}
         ports = self._outputs(_cut(joined.pop(_OUTPUTS_ID), outputs), rows)
@@ -188,8 +197,8 @@ class Library(Program):
     """The emitted program inside this process; only a trace runs as a process of its own."""
 
     def _prepare(self) -> None:
-        library = ctypes.CDLL(str(self._build.library))
-        self._entry = library[f"{self._build.name}_run"]
+        library = ctypes.CDLL(str(self.build.library))
+        self._entry = library[f"{self.build.name}_run"]
         self._entry.restype = ctypes.c_int
 
     def run(self, feeds: Codes) -> dict[str, Array]:
@@ -197,9 +206,9 @@ class Library(Program):
         packed, rows = self._border.pack(feeds)
         calls = len(packed[0])
         results = [np.empty((calls, v.type.bytes), np.uint8) for _, v in self._graph.outputs]
-        align = self._build.number("ARENA_ALIGN")
+        align = self.build.number("ARENA_ALIGN")
         # A kernel that reads what nobody wrote meets these bytes, not lucky zeros.
-        memory = np.full(self._build.number("ARENA_BYTES") + align, 0xA5, np.uint8)
+        memory = np.full(self.build.number("ARENA_BYTES") + align, 0xA5, np.uint8)
         arena = ctypes.c_void_p(memory.ctypes.data + -memory.ctypes.data % align)
         arrays = [*packed, *results]
         starts = [a.ctypes.data for a in arrays]
@@ -207,5 +216,5 @@ class Library(Program):
         for i in range(calls):
             places = (ctypes.c_void_p(a + i * s) for a, s in zip(starts, steps, strict=True))
             if (status := self._entry(*places, arena)) != 0:
-                raise VerificationMismatch(f"{self._build.name}_run returned {status}")
+                raise VerificationMismatch(f"{self.build.name}_run returned {status}")
         return self._outputs(results, rows)

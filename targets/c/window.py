@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qcompile.errors import Unsupported
-from qcompile.ir import Node, ops
+from qcompile.ir import Node, Value, ops
 
 from .kernel import Step, strides
 from .nest import Nest, merged, named, row_major
@@ -85,6 +85,21 @@ class Axis:
         """One tap for the body of a loop over `k`."""
         return [Tap(self.i, self.position, self.k, self.inside)]
 
+    def ahead(self, written: int, read: int) -> int | None:
+        """How far writing `written` bytes an output position runs ahead of reading, at most; None if nothing is read.
+
+        `read` are the bytes of an input position. What counts is each window's first tap outside the border.
+        """
+        most: int | None = None
+        for o in range(self.out):
+            start = o * self.stride - self.pad
+            skipped = -(min(start, 0) // self.dilation)
+            first = start + skipped * self.dilation
+            if skipped < self.kernel and first < self.size:
+                lead = o * written - first * read
+                most = lead if most is None else max(most, lead)
+        return most
+
     def _within(self, name: str, first: int, last: int) -> list[str]:
         low = first * self.dilation - self.pad < 0
         high = (self.out - 1) * self.stride + last * self.dilation - self.pad >= self.size
@@ -110,6 +125,19 @@ class Window:
     def variables(self) -> tuple[str, ...]:
         """Loop variables over the result's axes before the channels."""
         return ("n", "ox") if self.flat else ("n", "oy", "ox")
+
+    def distance(self, written: int, read: int) -> int:
+        """The least number of bytes by which the operand must begin after the result, to be read before overwritten.
+
+        Both are walked through in raster order, `written` and `read` bytes a pixel; each pixel is read for before it
+        is written. This is exact for one pixel at a time; more at a time only read earlier.
+        """
+        row = written * self.x.out, read * self.x.size
+        down, across = self.y.ahead(*row), self.x.ahead(written, read)
+        if down is None or across is None:
+            return 0
+        image = row[0] * self.y.out - row[1] * self.y.size
+        return max(0, max(0, (self.batch - 1) * image) + down + across)
 
     def source(self, y: str, x: str, *more: tuple[str, int]) -> str:
         """Index of the first channel at an input position."""
@@ -164,3 +192,23 @@ def pixels(step: Step, geometry: Window | None) -> Nest:
         lead = merged(shape[:-1], {k: s[:-1] for k, s in operands.items()})
     indices = {k: affine([(index, 1), ("c", operands[k][-1])]) for k, index in lead.at.items()}
     return Nest(lead.loops, indices)
+
+
+def trails(step: Step) -> Mapping[Value, int]:
+    """Operands that a kernel in raster order may overlap with its result, and how far behind it they must begin."""
+    node, out = step.node, step.output.type
+    width = out.dtype.bytes
+    match node.op:
+        case ops.Conv() | ops.MaxPool() | ops.SumPool():
+            x, geometry = node.inputs[0], window_of(node)
+            read = geometry.channels * x.type.dtype.bytes
+            return {x: geometry.distance(out.shape[-1] * width, read)}
+        case ops.MatMul():
+            x = node.inputs[0]
+            more = out.shape[-1] * width - x.type.shape[-1] * x.type.dtype.bytes
+            return {x: max(0, (out.size // out.shape[-1] - 1) * more)}
+        case ops.Rescale() | ops.Mul() | ops.Lut():
+            same = (v for v in step.reads if v.type.shape == out.shape)
+            return {v: max(0, (out.size - 1) * (width - v.type.dtype.bytes)) for v in same}
+        case _:
+            return {}

@@ -12,13 +12,14 @@ from qcompile.target import (
     ANYWHERE,
     Codes,
     FloatCertificate,
+    Footprint,
     Lowered,
     Placement,
     Runner,
     Target,
 )
 
-from ..c import build, certify, emit, run
+from ..c import build, certify, emit, footprint, run
 from ..c.kernel import Kernel
 from ..c.kernels import PORTABLE
 from . import dsp, mve
@@ -141,7 +142,7 @@ _FAMILIES: Mapping[str, Mapping[str, Core]] = {
         "cortex-m7": _core("DSP extension", "dsp", dsp.KERNELS, "cortex-m7", "cortex_m7", _mps2("an500")),
     },
     "cortex-m33": {
-        "cortex-m33": _core("DSP extension", "dsp", dsp.KERNELS, "cortex-m33", "cortex_m33", _AN505),
+        "cortex-m33": _core("DSP extension", "dsp", dsp.KERNELS, "cortex-m33", "cortex_m33+dsp", _AN505),
         "cortex-m33+nodsp": _core(
             "Armv8-M", "portable", PORTABLE, "cortex-m33+nodsp", "cortex_m33-dsp", _AN505
         ),
@@ -264,6 +265,10 @@ class CortexM:
         """Build the model's object and look for floating point in it."""
         model = build.Build(folder, name, self._toolchain(cpu, folder)).model
         return certify.inspect(model.read_bytes(), "model.o")
+
+    def footprint(self, folder: Path, *, name: str, cpu: str) -> Footprint:
+        """Build the model's object and measure it."""
+        return footprint.footprint(build.Build(folder, name, self._toolchain(cpu, folder)))
 
     def missing(self) -> Sequence[str]:
         """What building and running here still needs."""

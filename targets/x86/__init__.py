@@ -13,13 +13,14 @@ from qcompile.target import (
     ANYWHERE,
     Codes,
     FloatCertificate,
+    Footprint,
     Lowered,
     Placement,
     Runner,
     Target,
 )
 
-from ..c import build, certify, emit, run
+from ..c import build, certify, emit, footprint, run
 
 # Each cpu as gcc and clang know it, and as zig does.
 _CPUS: Mapping[str, tuple[str, str]] = {
@@ -87,6 +88,10 @@ class X86:
         """Build the model's object and look for floating point in it."""
         model = build.Build(folder, name, _toolchain(cpu)).model
         return certify.inspect(model.read_bytes(), "model.o")
+
+    def footprint(self, folder: Path, *, name: str, cpu: str) -> Footprint:
+        """Build the model's object and measure it."""
+        return footprint.footprint(build.Build(folder, name, _toolchain(cpu)))
 
     def missing(self) -> Sequence[str]:
         """What building and running here still needs."""

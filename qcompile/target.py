@@ -47,10 +47,20 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows `first` to `last`, exclusive, of the graph's value of that name: what one band of a program computes."""
+
+    value: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Lowered:
     """An emitted program. `files` are deterministic bytes by relative path; no clock, path or host name is in them.
 
-    `stored` gives the trace id of every value that reaches memory; `fused` names those that never do.
+    `stored` gives the trace id of every value that reaches memory; `fused` names those that never do. Where layers run
+    in `bands` of rows, `pieces` says of names that the graph does not know what they are.
     """
 
     files: Mapping[str, bytes]
@@ -59,6 +69,8 @@ class Lowered:
     stored: Mapping[str, int]
     fused: Sequence[str]
     layers: Sequence[Layer]
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
+    bands: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +143,11 @@ class Counts:
 
 class Runner(Protocol):
     """A built program that can be run here, natively or in an emulator."""
+
+    @property
+    def pieces(self) -> Mapping[str, Piece]:
+        """Stored values that are rows of a value of the graph, by their own names."""
+        ...
 
     def run(self, feeds: Codes) -> dict[str, Array]:
         """Codes in, codes out, for any number of rows."""

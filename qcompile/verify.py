@@ -9,7 +9,7 @@ import numpy as np
 
 from qcompile.border import run_graph
 from qcompile.ir import Array, Graph, Value
-from qcompile.target import Codes, Runner
+from qcompile.target import Codes, Piece, Runner
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,12 @@ def _trace(
     found = compared = 0
     first: Mismatch | None = None
     rows = _rows(graph, batch)
+    # a value is stored whole, in bands of its rows, or not at all
+    views: dict[str, list[tuple[str, Piece | None]]] = {
+        v.name: [(v.name, None)] for v in graph.values()
+    }
+    for name, piece in runner.pieces.items():
+        views.setdefault(piece.value, []).append((name, piece))
     # an output that differs is counted where outputs are compared
     outputs = {value for _, value in graph.outputs}
     for row in range(rows):
@@ -119,16 +125,18 @@ def _trace(
 
         def compare(value: Value, expected: Array, row: int = row) -> None:
             nonlocal found, compared, first
-            if value.name not in got:
-                return
             lead = value.type.shape[0]
-            mine = got[value.name][row * lead : (row + 1) * lead].reshape(expected.shape)
-            compared += row == 0
-            differs = mine != expected
-            if differs.any():
-                found += 0 if value in outputs else int(differs.sum())
-                at = tuple(int(i) for i in np.argwhere(differs)[0])
-                first = first or _mismatch(value, at, done + row * lead, expected, mine)
+            stored = [(name, at) for name, at in views.get(value.name, ()) if name in got]
+            compared += bool(stored) and row == 0
+            for name, rows in stored:
+                wanted = expected if rows is None else expected[:, rows.first : rows.last]
+                mine = got[name][row * lead : (row + 1) * lead].reshape(wanted.shape)
+                differs = mine != wanted
+                if differs.any():
+                    found += 0 if value in outputs else int(differs.sum())
+                    at = tuple(int(i) for i in np.argwhere(differs)[0])
+                    begin = 0 if rows is None else rows.first
+                    first = first or _mismatch(value, at, done + row * lead, wanted, mine, begin)
 
         graph.run(one, on_value=compare)
     return found, compared, first
@@ -140,7 +148,9 @@ def _locate(graph: Graph, runner: Runner, batch: Codes, row: int, done: int) -> 
 
 
 def _mismatch(
-    value: Value, at: tuple[int, ...], done: int, expected: Array, got: Array
+    value: Value, at: tuple[int, ...], done: int, expected: Array, got: Array, begin: int = 0
 ) -> Mismatch:
+    """The element at `at`; axis 1 of both arrays begins at row `begin` of the value."""
     layer = value.producer.name if value.producer is not None else value.name
-    return Mismatch(layer, value.name, done + at[0], at[1:], int(expected[at]), int(got[at]))
+    index = (at[1] + begin, *at[2:]) if begin else at[1:]
+    return Mismatch(layer, value.name, done + at[0], index, int(expected[at]), int(got[at]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from qcompile.errors import (
 )
 from qcompile.manifest import Reproduction
 from qcompile.options import Options
+from qcompile.target import Counts, LayerCount
 from qcompile.verify import Mismatch, Verification
 
 REPORT: dict[str, Any] = {
@@ -525,17 +527,24 @@ def test_bench_that_does_not_build(run: Run, program: Callable[[str], Path]) -> 
     assert run("bench", str(folder)).code == 6
 
 
-def test_bench_refuses_to_time_an_emulator(
-    run: Run, program: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+def test_bench_counts_where_an_emulator_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = program("echo ready; echo 1 2")
     target = "arm" if platform.machine() == "x86_64" else "x86"
-    monkeypatch.setattr(
-        bench, "load", lambda _: SimpleNamespace(target=SimpleNamespace(name=target))
+    layer = LayerCount("stem", "dsp", 1728, 1500, 1534)
+    opened = SimpleNamespace(
+        target=SimpleNamespace(name=target),
+        graph=SimpleNamespace(inputs=[]),
+        runner=lambda: SimpleNamespace(count=lambda feeds: Counts("instructions", 9, (layer,))),
     )
-    done = run("bench", str(folder))
-    assert done.code == 6
-    assert f"the program is for {target} and this machine is" in done.err
+    monkeypatch.setattr(bench, "load", lambda _: opened)
+    done = run("bench", str(tmp_path))
+    assert done.code == 0
+    assert re.search(r"stem +dsp +1,728 +1,500 +1,534 +0.89", done.out)
+    assert re.search(r"total +1,728 +1,543 +0.89", done.out)
+    found = json.loads(run("bench", str(tmp_path), "--json").out)
+    assert (found["total"], found["macs"], found["unit"]) == (1543, 1728, "instructions")
+    assert found["layers"][0]["executed"] == 1534
 
 
 # --- as a process --------------------------------------------------------------------------------

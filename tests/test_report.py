@@ -59,7 +59,16 @@ def sample() -> dict[str, Any]:
         ],
         "accuracy": {"samples": 64, "outputs": [{"name": "logits", "sqnr_weights_db": 39.3, "sqnr_fake_quant_db": 37.4,
                                                  "sqnr_integer_db": 36.8, "agreement": 0.984375}]},
-        "memory": {"arena_bytes": 4864, "weight_bytes": 20906},
+        "memory": {
+            "arena_bytes": 4864, "weight_bytes": 20906, "input_bytes": 192, "output_bytes": 20, "stack_bytes": 248,
+            "stack_path": ["net_run", "layer_stem"], "stack_unbounded": "stem calls itself", "code_bytes": 3344,
+            "constant_bytes": 20992, "ram_bytes": 5324, "flash_bytes": 24336,
+        },
+        "program": {
+            "bands": 3, "unit": "instructions", "executed": 81234,
+            "layers": [{"name": "stem/1", "kernel": "dsp", "macs": 1728, "scratch_bytes": 48, "predicted": 1500,
+                        "executed": 1534}],
+        },
         "certificates": {
             "accumulators": [{"layer": "stem", "bound": 117774, "bits": 18}],
             "no_float": {"checked": True, "instructions": 3335, "findings": ["fadd s0, s1, s2"], "reason": "odd"},
@@ -451,6 +460,7 @@ def test_a_real_report_has_the_documented_fields(
         "warnings[]",
         "float_operators[]",
         "certificates.no_float.findings[]",
+        "memory.stack_path[]",
         "recipe.trials[]",
     }
     of_a_trial = {path for path in documented() if path.startswith("recipe.trials[].")}

@@ -55,7 +55,7 @@ def coverage(graph: Graph, lowered: Lowered, operators: Mapping[str, Sequence[st
             "layer": name,
             "operators": list(operators.get(name, [])),
             "integer": ops,
-            "kernel": ", ".join(kernels.get(name, [])) or "view",
+            "kernel": ", ".join(dict.fromkeys(kernels.get(name, []))) or "view",
             "fused": len(operators.get(name, [])) > 1,
         }
         for name, ops in rows.items()
@@ -165,6 +165,7 @@ def program(lowered: Lowered, counts: Counts | None) -> Json:
     if counts is not None:
         executed = [layer.executed for layer in counts.layers]
     return {
+        "bands": lowered.bands,
         "unit": counts.unit if counts is not None else None,
         "executed": counts.total if counts is not None else None,
         "layers": [

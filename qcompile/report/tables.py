@@ -65,12 +65,22 @@ def compiled(report: Mapping[str, object], folder: Path) -> list[RenderableType]
         Text(),
         Text(
             f"memory  {size(at(report, 'memory', 'arena_bytes'))} working, "
-            f"{size(at(report, 'memory', 'weight_bytes'))} weights and tables"
+            f"{size(at(report, 'memory', 'weight_bytes'))} weights and tables{_chip(report)}"
         ),
         Text(f"files   {visible(str(folder))} (read report.html first)"),
     ]
     parts += [Text(f"warning: {sentence}", "yellow") for sentence in texts(report, "warnings")]
     return parts
+
+
+def _chip(report: Mapping[str, object]) -> str:
+    """What the built program takes, and what an inference executes, where that is known."""
+    ram, flash = at(report, "memory", "ram_bytes"), at(report, "memory", "flash_bytes")
+    parts = [f"{size(ram)} RAM"] if ram is not None else []
+    parts += [f"{size(flash)} flash"] if flash is not None else []
+    if (executed := at(report, "program", "executed")) is not None:
+        parts.append(f"{amount(executed)} {shown(at(report, 'program', 'unit'))} an inference")
+    return f"; built: {', '.join(parts)}" if parts else ""
 
 
 def _tried(report: Mapping[str, object]) -> list[RenderableType]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from qcompile.ir import Graph, Node, Op, Rescale, Value, ops
+from qcompile.target import Piece
 
 from .kernel import Kernel, Step
 from .storage import Storage, fuse
@@ -21,15 +22,6 @@ _COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
 
 Rows = tuple[int, int]
 """First row, and the one after the last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows of a value of the graph that was split."""
-
-    value: str
-    first: int
-    last: int
 
 
 @dataclass(frozen=True)
@@ -278,6 +270,8 @@ def configurations(graph: Graph) -> Iterator[Banded]:
 def fit(graph: Graph, kernels: Sequence[Kernel], limit: int) -> Banded:
     """What computes least of all whose arena, inputs and outputs take at most `limit` bytes, else the smallest."""
     room = limit - sum(v.type.bytes for _, v in (*graph.inputs, *graph.outputs))
+    if Storage(graph, kernels).plan().peak <= room:
+        return Banded(graph)
     found = [_Found(made, kernels) for made in configurations(graph)]
     for one in sorted(found, key=lambda one: one.macs):
         if one.least <= room and one.storage.plan().peak <= room:

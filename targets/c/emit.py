@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from qcompile.errors import BudgetExceeded
 from qcompile.ir import Array, Graph, Port, TensorType, Value, arith
-from qcompile.target import ANYWHERE, Codes, Layer, Lowered, Placement
+from qcompile.target import ANYWHERE, Codes, Layer, Lowered, Piece, Placement
 
+from . import bands
 from . import kernel as k
 from .kernels import PORTABLE
 from .storage import Storage, fuse
@@ -54,7 +56,29 @@ def lower(
     """
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
         raise ValueError(f"{name!r} is no C identifier")
-    return _Program(graph, name, isa, kernels).files(vectors, placement)
+    banded = bands.Banded(graph)
+    if placement.max_ram is not None:
+        banded = _within(graph, kernels, placement.max_ram)
+    made = _Program(banded.graph, name, isa, kernels).files(vectors, placement, banded.pieces)
+    return replace(made, bands=banded.count)
+
+
+_STACK_ALLOWANCE = 512
+"""Bytes kept for the stack while buffers are arranged; what the built program needs is checked against the limit."""
+
+
+def _within(graph: Graph, kernels: Sequence[k.Kernel], limit: int) -> bands.Banded:
+    """The graph with as few rows computed twice as the limit on RAM allows; BudgetExceeded where no way does."""
+    border = sum(v.type.bytes for _, v in (*graph.inputs, *graph.outputs))
+    banded = bands.fit(graph, kernels, limit - _STACK_ALLOWANCE)
+    least = max(Storage(banded.graph, kernels).plan().peak, k.ALIGN) + border + _STACK_ALLOWANCE
+    if least > limit:
+        raise BudgetExceeded(
+            f"{graph.name} needs at least {least:,} bytes of RAM, more than the {limit:,} of --max-ram: in "
+            f"{banded.count} bands of rows its arena takes {least - border - _STACK_ALLOWANCE:,}, inputs and outputs "
+            f"{border:,}, the stack up to {_STACK_ALLOWANCE}; --max-ram {least} would do"
+        )
+    return banded
 
 
 class _Program:
@@ -155,7 +179,9 @@ class _Program:
             parts.append("written over what has been read")
         return f"{c_comment(step.name)}: {', '.join(parts)} ({kernel.name})"
 
-    def files(self, vectors: Sequence[Codes], placement: Placement) -> Lowered:
+    def files(
+        self, vectors: Sequence[Codes], placement: Placement, pieces: Mapping[str, Piece]
+    ) -> Lowered:
         """Render everything."""
         functions, calls, stored = self._code()
         weight_bytes = sum(data.nbytes for _, data in self.arrays.values())
@@ -215,7 +241,11 @@ class _Program:
             Layer(step.name, kernel.name, step.macs, kernel.scratch(step).bytes, kernel.cost(step))
             for step, kernel in zip(self.steps, self.kernels, strict=True)
         ]
-        program = {"values": stored, "layers": [asdict(layer) for layer in layers]}
+        program = {
+            "values": stored,
+            "pieces": {name: asdict(piece) for name, piece in pieces.items()},
+            "layers": [asdict(layer) for layer in layers],
+        }
         files[PROGRAM_FILE] = (json.dumps(program, indent=1) + "\n").encode()
         files |= {h.name: h.read_bytes() for h in self._headers() if isinstance(h, Path)}
         return Lowered(
@@ -225,6 +255,7 @@ class _Program:
             stored=stored,
             fused=[step.node.output.name for step in self.steps if step.rescale is not None],
             layers=layers,
+            pieces=pieces,
         )
 
     def _headers(self) -> list[str | Path]:

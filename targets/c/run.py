@@ -7,6 +7,7 @@ import signal
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import BadInput, VerificationMismatch
 from qcompile.ir import Array, Graph, TensorType, Value
-from qcompile.target import Codes, Counts, Layer
+from qcompile.target import Codes, Counts, Layer, Piece
 
 from .build import Build, call, first_lines
 from .count import count
@@ -71,9 +72,10 @@ def _cut(data: Bytes, values: Sequence[Value]) -> list[Bytes]:
 
 
 class _Emitted(msgspec.Struct, forbid_unknown_fields=True):
-    """What the emitter says of its program: trace ids of values, layers in order of execution."""
+    """What the emitter says of its program: trace ids of values, rows that stand for others, layers in order."""
 
     values: dict[str, int]
+    pieces: dict[str, Piece]
     layers: list[Layer]
 
 
@@ -149,10 +151,9 @@ class Program:
         """Every stored value by name, and the outputs by port name unless a stored value has that name."""
         packed, rows = self._border.pack(feeds)
         calls = np.concatenate(packed, axis=1)
-        stored = _emitted(self.build.folder).values
-        by_id = {stored[v.name]: v for v in self._graph.values() if v.name in stored}
+        by_id = self._stored_types()
         outputs = [v for _, v in self._graph.outputs]
-        sizes = {i: v.type.bytes for i, v in by_id.items()}
+        sizes = {i: kind.bytes for i, (_, kind) in by_id.items()}
         sizes[_OUTPUTS_ID] = sum(v.type.bytes for v in outputs)
         frames: dict[int, list[Bytes]] = {
             i: [np.empty((0, size), np.uint8)] for i, size in sizes.items()
@@ -165,9 +166,29 @@ class Program:
         joined = {i: np.concatenate(parts) for i, parts in frames.items()}
         ports = self._outputs(_cut(joined.pop(_OUTPUTS_ID), outputs), rows)
         values = {
-            by_id[i].name: self._border.unpack(by_id[i].type, d, rows) for i, d in joined.items()
+            name: self._border.unpack(kind, joined[i], rows) for i, (name, kind) in by_id.items()
         }
         return {**ports, **values}
+
+    @cached_property
+    def pieces(self) -> Mapping[str, Piece]:
+        """Stored values that are rows of a value of the graph, by their own names."""
+        return _emitted(self.build.folder).pieces
+
+    def _stored_types(self) -> dict[int, tuple[str, TensorType]]:
+        """Name and type of every stored value by its trace id; BadInput where one is none of the graph's."""
+        kinds = {v.name: v.type for v in self._graph.values()}
+        for name, piece in self.pieces.items():
+            if (whole := kinds.get(piece.value)) is not None:
+                lead, _, *rest = whole.shape
+                kinds[name] = TensorType(whole.dtype, (lead, piece.last - piece.first, *rest))
+        ids = _emitted(self.build.folder).values
+        strange = next((name for name in ids if name not in kinds), None)
+        if strange is not None:
+            raise BadInput(
+                f"{self.build.folder / PROGRAM_FILE} names a value {strange} that the graph has not"
+            )
+        return {i: (name, kinds[name]) for name, i in ids.items()}
 
 
 def _frames(

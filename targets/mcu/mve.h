@@ -4,7 +4,8 @@
  * or one pixel by eight. Weights are one stream of words: for each block of channels its biases, then for each chunk of
  * 16 bytes of depth (of 8 elements where activations have 16 bits) that chunk of every channel. Compilers spill in such
  * loops, so they are written in assembly: four chunks a turn, the first turn entered where the number of chunks wants it.
- * A block's sums are stored together: acc[pair][block][2 pixels][4 channels], or acc[block][8 channels].
+ * A block's sums are stored together: acc[pair][block][2 pixels][4 channels], or acc[block][8 channels]. Weights of at most
+ * four bits stand two channels a byte, the second one's bias 16 times; these sums stay below 2 to the 27th.
  *
  * Rescaling. y = clamp(((T + (1 << (f - 1))) >> f) + zero), T = ((a << p) * m) >> 32, as in arith.h; shift holds -f. Sixteen
  * channels at a time lie as 0 4 8 12, 2 6 10 14, 1 5 9 13, 3 7 11 15 in four vectors: narrowing then restores their order. So
@@ -46,7 +47,6 @@ struct mve_products {
     "r0", "r1", "r2", "r3", "r4", "r5", "r6", "r8", "r9", "r10", "r12", "lr", "q0", "q1", "q2", "q3", "cc", "memory"
 
 /* Sums: r0 r2 r4 r6 and r8 r10 r12 lr; bytes of the two pixels: r1 r3; weights: r5. */
-#define MVE_CHUNK_2X4_CODE 56u
 #define MVE_CHUNK_2X4(x, w, type, bytes, back1, back2, back3) \
     x " q0, [r1], #16\n" \
     w " q2, [r5], #" bytes "\n" \
@@ -63,14 +63,38 @@ struct mve_products {
     "vmladava." type " r6, q0, q3\n" \
     "vmladava." type " lr, q1, q3\n"
 
+/* The same from nibbles: a byte holds the weights of two channels, the first one's above. `low` makes 16 times the second. */
+#define MVE_NIBBLES_2X4(x, w, type, bytes, back, low2, low3) \
+    x " q0, [r1], #16\n" \
+    w " q2, [r5], #" bytes "\n" \
+    x " q1, [r3], #16\n" \
+    "vshr." type " q3, q2, #4\n" \
+    "vmladava." type " r0, q0, q3\n" \
+    low2 \
+    "vmladava." type " r8, q1, q3\n" \
+    w " q3, [r5, #-" back "]\n" \
+    "vmladava." type " r2, q0, q2\n" \
+    "vmladava." type " r10, q1, q2\n" \
+    "vshr." type " q2, q3, #4\n" \
+    "vmladava." type " r4, q0, q2\n" \
+    low3 \
+    "vmladava." type " r12, q1, q2\n" \
+    "vmladava." type " r6, q0, q3\n" \
+    "vmladava." type " lr, q1, q3\n"
+#define MVE_LOW_S8(q) "vshl.i8 " q ", " q ", #4\n"
+#define MVE_LOW_S16(q) "vshl.i16 " q ", " q ", #12\n" "vshr.s16 " q ", " q ", #8\n"
+
+/* Sums of second channels, which were made of 16 times their weights. */
+#define MVE_SIXTEENTHS "asr.w r2, r2, #4\n" "asr.w r6, r6, #4\n" "asr.w r10, r10, #4\n" "asr.w lr, lr, #4\n"
+
 /* Sums of `pixels` neighbours `step` elements apart; the last of an odd number is computed twice. Some compilers keep r7 for
  * themselves, so it is saved by hand. */
-#define MVE_PRODUCTS_2X4(name, element, ...) \
+#define MVE_PRODUCTS_2X4(name, element, code, chunk, after) \
 MVE_SHARED void name(const element *x, int step, int pixels, int chunks, const int32_t *weights, int words, int32_t *acc) \
 { \
     struct mve_products job = { \
         x, x + step, weights, weights + words, acc, ((uint32_t)chunks + 3u) / 4u, \
-        (0u - (uint32_t)chunks) % 4u * MVE_CHUNK_2X4_CODE, 2 * step * (int)sizeof *x, 0, 0u \
+        (0u - (uint32_t)chunks) % 4u * (code), 2 * step * (int)sizeof *x, 0, 0u \
     }; \
     for (int left = pixels; left > 0; left = left > 1 ? left % 2 : 0) { \
         job.pairs = left > 1 ? left / 2 : 1; \
@@ -90,12 +114,10 @@ MVE_SHARED void name(const element *x, int step, int pixels, int chunks, const i
             "ldr pc, [r11, #36]\n" \
             ".p2align 2\n" \
             "3:\n" \
-            MVE_CHUNK_2X4(__VA_ARGS__) \
-            MVE_CHUNK_2X4(__VA_ARGS__) \
-            MVE_CHUNK_2X4(__VA_ARGS__) \
-            MVE_CHUNK_2X4(__VA_ARGS__) \
+            chunk chunk chunk chunk \
             "subs.w r9, r9, #1\n" \
             "bne 3b\n" \
+            after \
             "stm.w r7!, {r0, r2, r4, r6, r8, r10, r12, lr}\n" \
             "ldr r9, [r11, #12]\n" \
             "cmp r5, r9\n" \
@@ -115,7 +137,6 @@ MVE_SHARED void name(const element *x, int step, int pixels, int chunks, const i
 }
 
 /* Sums: r0 r2 r4 r6 r8 r10 r12 lr; the pixel's bytes: r1; weights: r5. */
-#define MVE_CHUNK_1X8_CODE 68u
 #define MVE_CHUNK_1X8(x, w, type, bytes, back1, back2, back3, back4, back5, back6, back7) \
     x " q0, [r1], #16\n" \
     w " q1, [r5], #" bytes "\n" \
@@ -135,12 +156,29 @@ MVE_SHARED void name(const element *x, int step, int pixels, int chunks, const i
     "vmladava." type " r12, q0, q1\n" \
     "vmladava." type " lr, q0, q2\n"
 
-#define MVE_PRODUCTS_1X8(name, element, ...) \
+/* Nibbles, two channels a byte: q1 and q2 in turn hold four pairs. */
+#define MVE_PAIR_1X8(q, type, low, first, second) \
+    "vshr." type " q3, " q ", #4\n" \
+    "vmladava." type " " first ", q0, q3\n" \
+    low \
+    "vmladava." type " " second ", q0, " q "\n"
+#define MVE_NIBBLES_1X8(x, w, type, bytes, back1, back2, back3, low1, low2) \
+    x " q0, [r1], #16\n" \
+    w " q1, [r5], #" bytes "\n" \
+    w " q2, [r5, #-" back1 "]\n" \
+    MVE_PAIR_1X8("q1", type, low1, "r0", "r2") \
+    w " q1, [r5, #-" back2 "]\n" \
+    MVE_PAIR_1X8("q2", type, low2, "r4", "r6") \
+    w " q2, [r5, #-" back3 "]\n" \
+    MVE_PAIR_1X8("q1", type, low1, "r8", "r10") \
+    MVE_PAIR_1X8("q2", type, low2, "r12", "lr")
+
+#define MVE_PRODUCTS_1X8(name, element, code, chunk, after) \
 MVE_SHARED void name(const element *x, int chunks, const int32_t *weights, int words, int32_t *acc) \
 { \
     struct mve_products job = { \
         x, x, weights, weights + words, acc, ((uint32_t)chunks + 3u) / 4u, \
-        (0u - (uint32_t)chunks) % 4u * MVE_CHUNK_1X8_CODE, 0, 1, 0u \
+        (0u - (uint32_t)chunks) % 4u * (code), 0, 1, 0u \
     }; \
     register struct mve_products *work __asm__("r11") = &job; \
     __asm__ volatile( \
@@ -154,12 +192,10 @@ MVE_SHARED void name(const element *x, int chunks, const int32_t *weights, int w
         "ldr pc, [r11, #36]\n" \
         ".p2align 2\n" \
         "3:\n" \
-        MVE_CHUNK_1X8(__VA_ARGS__) \
-        MVE_CHUNK_1X8(__VA_ARGS__) \
-        MVE_CHUNK_1X8(__VA_ARGS__) \
-        MVE_CHUNK_1X8(__VA_ARGS__) \
+        chunk chunk chunk chunk \
         "subs.w r9, r9, #1\n" \
         "bne 3b\n" \
+        after \
         "stm.w r3!, {r0, r2, r4, r6, r8, r10, r12, lr}\n" \
         "ldr r9, [r11, #12]\n" \
         "cmp r5, r9\n" \
@@ -167,12 +203,26 @@ MVE_SHARED void name(const element *x, int chunks, const int32_t *weights, int w
         : "+r"(work) : : MVE_CLOBBERED); \
 }
 
-MVE_PRODUCTS_2X4(mve_products_2x4_s8, int8_t, "vldrb.u8", "vldrw.u32", "s8", "64", "48", "32", "16")
-MVE_PRODUCTS_2X4(mve_products_2x4_s16, int16_t, "vldrh.u16", "vldrb.s16", "s16", "32", "24", "16", "8")
+MVE_PRODUCTS_2X4(mve_products_2x4_s8, int8_t, 56u, MVE_CHUNK_2X4("vldrb.u8", "vldrw.u32", "s8", "64", "48", "32", "16"), "")
+MVE_PRODUCTS_2X4(mve_products_2x4_s16, int16_t, 56u, MVE_CHUNK_2X4("vldrh.u16", "vldrb.s16", "s16", "32", "24", "16", "8"), "")
+MVE_PRODUCTS_2X4(
+    mve_products_2x4_s8_nibbles, int8_t, 64u,
+    MVE_NIBBLES_2X4("vldrb.u8", "vldrw.u32", "s8", "32", "16", MVE_LOW_S8("q2"), MVE_LOW_S8("q3")), MVE_SIXTEENTHS)
+MVE_PRODUCTS_2X4(
+    mve_products_2x4_s16_nibbles, int16_t, 72u,
+    MVE_NIBBLES_2X4("vldrh.u16", "vldrb.s16", "s16", "16", "8", MVE_LOW_S16("q2"), MVE_LOW_S16("q3")), MVE_SIXTEENTHS)
 MVE_PRODUCTS_1X8(
-    mve_products_1x8_s8, int8_t, "vldrb.u8", "vldrw.u32", "s8", "128", "112", "96", "80", "64", "48", "32", "16")
+    mve_products_1x8_s8, int8_t, 68u,
+    MVE_CHUNK_1X8("vldrb.u8", "vldrw.u32", "s8", "128", "112", "96", "80", "64", "48", "32", "16"), "")
 MVE_PRODUCTS_1X8(
-    mve_products_1x8_s16, int16_t, "vldrh.u16", "vldrb.s16", "s16", "64", "56", "48", "40", "32", "24", "16", "8")
+    mve_products_1x8_s16, int16_t, 68u,
+    MVE_CHUNK_1X8("vldrh.u16", "vldrb.s16", "s16", "64", "56", "48", "40", "32", "24", "16", "8"), "")
+MVE_PRODUCTS_1X8(
+    mve_products_1x8_s8_nibbles, int8_t, 84u,
+    MVE_NIBBLES_1X8("vldrb.u8", "vldrw.u32", "s8", "64", "48", "32", "16", MVE_LOW_S8("q1"), MVE_LOW_S8("q2")), MVE_SIXTEENTHS)
+MVE_PRODUCTS_1X8(
+    mve_products_1x8_s16_nibbles, int16_t, 100u,
+    MVE_NIBBLES_1X8("vldrh.u16", "vldrb.s16", "s16", "32", "24", "16", "8", MVE_LOW_S16("q1"), MVE_LOW_S16("q2")), MVE_SIXTEENTHS)
 
 /* --------------------------------------------------------------------------------------------------------- rescaling */
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.ir import ops
+from qcompile.ir.proof import accumulator_bound
 
 from ..c.kernel import Scratch, Step, constant
 from ..c.text import c_type
@@ -20,6 +21,9 @@ _SUMS_BYTES = 2048
 _ROW_OF_SUMS = 128
 """Channels of a pixel alone that are rescaled together."""
 _FLIP = 0x80
+_NIBBLE = 4
+_SIXTEENTH = 1 << 27
+"""Sixteen times a sum below this one stays in 32 bits."""
 
 
 class Plan:
@@ -37,6 +41,8 @@ class Plan:
         self.wide = x.dtype.bits > 8
         self.size = 2 if self.wide else 1
         self.flip = 0 if x.dtype.signed else _FLIP
+        narrow = node.inputs[1].type.dtype.bits <= _NIBBLE
+        self.nibbles = narrow and int(accumulator_bound(node).max()) < _SIXTEENTH
         self.window: Window | None = window_of(node) if isinstance(node.op, ops.Conv) else None
         self.outputs = step.output.type.shape[-1]
         self.depth = math.prod(node.inputs[1].type.shape[1:])
@@ -83,8 +89,8 @@ class Plan:
 
     @property
     def kind(self) -> str:
-        """The micro-kernel's element type."""
-        return "s16" if self.wide else "s8"
+        """The micro-kernel's element type, and how its weights stand."""
+        return ("s16" if self.wide else "s8") + ("_nibbles" if self.nibbles else "")
 
     @property
     def pixel_step(self) -> int:
@@ -97,7 +103,8 @@ class Plan:
     @property
     def block_words(self) -> int:
         """Words of weights in one block of channels."""
-        return self.lanes + self.chunks * self.lanes * _VECTOR // self.size // 4
+        taps = self.chunks * _VECTOR // self.size
+        return self.lanes + taps * self.lanes // (8 if self.nibbles else 4)
 
     @property
     def columns(self) -> int:
@@ -133,14 +140,19 @@ class Plan:
     def cost(self) -> int:
         """Executed instructions: those of the assembly, and what clang's code around it was counted to take."""
         turns = 2 * -(-self.chunks // 4)
+        # Two nibbles take a shift each, the lower one of 16 bits two; one load in two falls away.
+        shifts = (1, 3)[self.wide] if self.nibbles else 0
+        whole = 4 if self.nibbles else 0
         rows = math.prod(n for _, n in self.outer)
         vectors = self.outputs / 16 if self.sixteen else self.outputs / 4
         total = -(-self.width // self.run) * 75.0
         if self.pairs:
-            pair = 11 + self.padded // 4 * (9 + 14 * self.chunks + turns)
+            each = 9 + (14 + 2 * shifts) * self.chunks + turns + whole
+            pair = 11 + self.padded // 4 * each
             total += -(-self.width // 2) * pair + self.width * (6 + vectors * self._rescaling())
         else:
-            channels = self.padded // 8 * (8 + 17 * self.chunks + turns)
+            each = 8 + (17 + 4 * shifts) * self.chunks + turns + whole
+            channels = self.padded // 8 * each
             total += channels + vectors * self._rescaling()
         if self.strip:
             inner = self.window.x.size if self.window else self.width
@@ -174,6 +186,10 @@ class Plan:
         if self.sixteen is not None:
             taps, bias = in_lanes(taps), in_lanes(bias)
         blocks = taps.reshape(-1, self.lanes, self.chunks, chunk).transpose(0, 2, 1, 3)
+        bias = bias.astype(np.int64).reshape(-1, self.lanes)
+        if self.nibbles:
+            blocks = (blocks[:, :, ::2] << _NIBBLE | blocks[:, :, 1::2] & 0xF).astype(np.int8)
+            bias = bias * np.tile([1, 16], self.lanes // 2)
         words = np.ascontiguousarray(blocks).reshape(len(blocks), -1).view("<i4")
-        # A bias of flipped codes may leave 32 bits; the sum comes back into them.
-        return np.concatenate([bias.astype(np.int32).reshape(-1, self.lanes), words], axis=1)
+        # A bias of flipped codes, or 16 times one, may leave 32 bits; the sum comes back into them.
+        return np.concatenate([bias.astype(np.int32), words], axis=1)

@@ -130,7 +130,7 @@ def emitted(folder: Path, family: str, model: str = MODEL_C) -> Path:
     files = build.support_files(graph(), name=NAME, family=family, flags=flags, own=OWN[family])
     own = {
         "model.c": model, "model.h": MODEL_H, "vectors.h": vectors_h(3), "weights.h": "",
-        "program.json": json.dumps({"values": STORED, "layers": []}),
+        "program.json": json.dumps({"values": STORED, "pieces": {}, "layers": []}),
     }  # fmt: skip
     for name, content in {**files, **{k: v.encode() for k, v in own.items()}}.items():
         (folder / name).write_bytes(content)

@@ -142,20 +142,19 @@ def test_a_fault_in_one_band_is_found_in_its_rows(tmp_path: Path) -> None:
     for name, content in placed.files.items():
         (tmp_path / name).write_bytes(content)
     source = (tmp_path / "model.c").read_text()
-    calls = re.findall(r"^    layer_.*;$", source, re.M)
-    assert len(calls) == len(placed.layers) > 8
-    # the first layer of the last band is left out
-    at = max(i for i, layer in enumerate(placed.layers) if layer.name == "layer0")
-    before = source.index(calls[0])
-    for call in calls[1 : at + 1]:
-        before = source.index(call, before + 1)
-    (tmp_path / "model.c").write_text(source[:before] + source[before + len(calls[at]) :])
+    names = {number: name for name, number in placed.stored.items()}
+    calls = [
+        (call, placed.pieces[names[int(call[2])]])
+        for call in re.finditer(r"^    (layer_.*;)\n    STORED\((\d+),", source, re.M)
+        if names[int(call[2])] in placed.pieces
+    ]
+    call, piece = [(c, p) for c, p in calls if p.value == "y0"][-1]
+    (tmp_path / "model.c").write_text(source[: call.start(1)] + source[call.end(1) :])
     runner = chip.runner(tmp_path, graph, name="tower", cpu="cortex-m4")
     found = verify(graph, runner, [{"x": codes(graph, 2)}])
     assert found.first is not None
-    assert found.first.layer == "layer0"
-    rows = [p for name, p in placed.pieces.items() if p.value == "y0" and name in placed.stored]
-    assert found.first.index[0] >= max(p.first for p in rows)
+    assert (found.first.layer, found.first.value) == ("layer0", "y0")
+    assert piece.first <= found.first.index[0] < piece.last
 
 
 def codes(graph: Graph, rows: int) -> Array:

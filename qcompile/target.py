@@ -228,10 +228,11 @@ _FAMILIES: Mapping[str, str] = {
     "cortex-m7": "mcu",
     "cortex-m33": "mcu",
     "cortex-m55": "mcu",
+    "hexagon": "hexagon",
 }
 """Every target and the folder of its family."""
 
-ALIASES: Mapping[str, str] = {"mcu": "cortex-m4"}
+ALIASES: Mapping[str, str] = {"mcu": "cortex-m4", "dsp": "hexagon"}
 """Other names that targets go by."""
 
 

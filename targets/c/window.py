@@ -65,6 +65,11 @@ class Axis:
         """The conditions on `i` under which a tap is not in the border; none where it never is."""
         return self._within(self.i, 0, self.kernel - 1)
 
+    @property
+    def fits(self) -> bool:
+        """Can all taps lie beside the border at once?"""
+        return (self.kernel - 1) * self.dilation < self.size
+
     def run(self, first: str) -> list[str]:
         """The conditions on the variable `first`, the first tap's position, under which no tap is in the border."""
         reach = (self.kernel - 1) * self.dilation

@@ -62,7 +62,7 @@ def _toolchain(cpu: str) -> build.Toolchain:
     return build.Toolchain(
         command,
         (*_flags(cpu), "-ffreestanding", "-fno-stack-protector"),
-        link=("-nostdlib", "-static", f"--ld-path={linker[0]}"),
+        link=("-nostdlib", "-static", "-fuse-ld=lld", f"--ld-path={linker[0]}"),
         host=_HOST,
     )
 

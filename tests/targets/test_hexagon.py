@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ FAMILIES = {"hvx-pixels", "hvx-dense", "hvx-windows"}
 BATCHES = settings(
     deadline=None,
     derandomize=True,
-    max_examples=4,
+    max_examples=3,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
@@ -255,6 +256,13 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+@cache
+def without_fault(kind: str, bits: int) -> list[str]:
+    """The kernel that computes the layer rightly."""
+    with tempfile.TemporaryDirectory() as folder:
+        return check([layer(kind, bits=bits)], Path(folder))
+
+
 @pytest.mark.parametrize(("kind", "bits", "kernel", "right", "wrong"), MUTANTS)
 def test_a_planted_fault_is_noticed(
     tmp_path: Path,
@@ -267,8 +275,7 @@ def test_a_planted_fault_is_noticed(
 ) -> None:
     """A change of a rounding, a border, a factor, a tap: one bit of one element is enough."""
     graph = layer(kind, bits=bits)
-    (tmp_path / "good").mkdir()
-    assert check([graph], tmp_path / "good") == [kernel]
+    assert without_fault(kind, bits) == [kernel]
 
     def mutated(g: Graph, **more: object) -> object:
         made = emit.lower(g, **more)  # type: ignore[arg-type]
@@ -278,9 +285,8 @@ def test_a_planted_fault_is_noticed(
         return replace(made, files={**made.files, "model.c": planted.encode()})
 
     monkeypatch.setattr(native, "lower", mutated)
-    (tmp_path / "bad").mkdir()
     with pytest.raises(AssertionError, match=r"value made|value acc"):
-        check([graph], tmp_path / "bad")
+        check([graph], tmp_path)
 
 
 # --------------------------------------------------------------------------------------- the target
@@ -332,7 +338,7 @@ def test_unknown_cpus_and_missing_tools_are_said(monkeypatch: pytest.MonkeyPatch
 
 def test_the_makefile_takes_zig_as_it_says(tmp_path: Path) -> None:
     folder = emitted(tmp_path)
-    said = re.search(r"^#   (make test CC=.*)$", (folder / "Makefile").read_text(), re.M)
+    said = re.search(r"^#   (make test CC='python3.*)$", (folder / "Makefile").read_text(), re.M)
     assert said is not None
     done = subprocess.run(
         said[1].replace("python3", sys.executable),

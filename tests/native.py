@@ -80,7 +80,7 @@ def check(
         f"if (case{at}_case() != 0) return {at % 250 + 1};" for at in range(len(graphs))
     )
     main.append(f"int main(void) {{ {calls} return 0; }}")
-    for source in ("host.h", host):
+    for source in ("host.h", "host_bare.h", "host_linux.h", host):
         (folder / Path(source).name).write_bytes((HERE / source).read_bytes())
     (folder / "main.c").write_text("".join(main))
 

@@ -108,7 +108,11 @@ class Arm:
             graph, name=name, isa=isa, vectors=vectors, kernels=kernels, placement=placement
         )
         around = build.support_files(
-            graph, name=name, family=self.name, flags=_flags(cpu), own=[HERE / _HOST]
+            graph,
+            name=name,
+            family=self.name,
+            flags=_flags(cpu),
+            own=[HERE / _HOST, *build.BARE_LINUX],
         )
         return replace(model, files={**model.files, **around})
 

@@ -37,6 +37,12 @@ SHARED_FILES = (
 )
 """What stands around a model on a system with POSIX input and output."""
 
+BARE = (HERE / "host_bare.h",)
+"""What the host file of a program without a C library includes."""
+
+BARE_LINUX = (*BARE, HERE / "host_linux.h")
+"""The same on Linux."""
+
 SANITIZE = (
     "-O0",
     "-g",

@@ -4,24 +4,11 @@
  * Compile each file, then link with -nostdlib -static.
  */
 #include "host.h"
+#include "host_bare.h"
 
 #include <stdint.h>
 
-#define SYS_READ 63
-#define SYS_WRITE 64
-#define STDIN 0
-#define STDOUT 1
-#define EINTR 4
-
-/* A compiler recognises a plain copying loop and replaces it by a call of memcpy, which here would
- * be a call of itself. An instruction it cannot see through keeps the loop a loop. */
-#define KEEP_LOOP() __asm__ volatile("" ::: "memory")
-
 int main(void);
-void *memcpy(void *restrict to, const void *restrict from, size_t size);
-void *memmove(void *to, const void *from, size_t size);
-void *memset(void *to, int value, size_t size);
-int memcmp(const void *a, const void *b, size_t size);
 
 /* The kernel enters with the stack aligned; a zero frame and return address end every backtrace.
  * 94 is exit_group. */
@@ -46,86 +33,4 @@ static long system_call(long number, long descriptor, const void *data, size_t s
     return x0;
 }
 
-size_t host_read(void *data, size_t size)
-{
-    char *at = data;
-    size_t left = size;
-    while (left > 0) {
-        long got = system_call(SYS_READ, STDIN, at, left);
-        if (got > 0) {
-            at += got;
-            left -= (size_t)got;
-        } else if (got != -EINTR) {
-            break;
-        }
-    }
-    return size - left;
-}
-
-int host_write(const void *data, size_t size)
-{
-    const char *at = data;
-    size_t left = size;
-    while (left > 0) {
-        long put = system_call(SYS_WRITE, STDOUT, at, left);
-        if (put > 0) {
-            at += put;
-            left -= (size_t)put;
-        } else if (put != -EINTR) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-void *memcpy(void *restrict to, const void *restrict from, size_t size)
-{
-    unsigned char *d = to;
-    const unsigned char *s = from;
-    for (size_t i = 0; i < size; i++) {
-        d[i] = s[i];
-        KEEP_LOOP();
-    }
-    return to;
-}
-
-void *memmove(void *to, const void *from, size_t size)
-{
-    unsigned char *d = to;
-    const unsigned char *s = from;
-    if ((uintptr_t)d < (uintptr_t)s) {
-        for (size_t i = 0; i < size; i++) {
-            d[i] = s[i];
-            KEEP_LOOP();
-        }
-    } else {
-        for (size_t i = size; i > 0; i--) {
-            d[i - 1] = s[i - 1];
-            KEEP_LOOP();
-        }
-    }
-    return to;
-}
-
-void *memset(void *to, int value, size_t size)
-{
-    unsigned char *d = to;
-    for (size_t i = 0; i < size; i++) {
-        d[i] = (unsigned char)value;
-        KEEP_LOOP();
-    }
-    return to;
-}
-
-int memcmp(const void *a, const void *b, size_t size)
-{
-    const unsigned char *x = a;
-    const unsigned char *y = b;
-    for (size_t i = 0; i < size; i++) {
-        if (x[i] != y[i]) {
-            return x[i] < y[i] ? -1 : 1;
-        }
-        KEEP_LOOP();
-    }
-    return 0;
-}
+#include "host_linux.h"

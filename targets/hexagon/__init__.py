@@ -106,7 +106,7 @@ class Hexagon:
             name=name,
             family=self.name,
             flags=flags,
-            own=[_HERE / f for f in _FILES],
+            own=[*(_HERE / f for f in _FILES), *build.BARE_LINUX],
             without=("bench.c", "host_posix.c"),
             facts={"zig": _zig(cpu), "emulated": _EMULATED},
         )

@@ -215,7 +215,7 @@ class CortexM:
             name=name,
             family=self.name,
             flags=core.gcc,
-            own=[_HERE / f for f in _FILES],
+            own=[*(_HERE / f for f in _FILES), *build.BARE],
             without=("bench.c", "host_posix.c"),
             facts={
                 "float_abi": core.float_abi,

@@ -7,6 +7,7 @@
  * names the file that host_read reads; without it, it reads the console.
  */
 #include "host.h"
+#include "host_bare.h"
 
 #include <stdint.h>
 
@@ -22,20 +23,12 @@
 #define RUN_TIME_ERROR 0x20023u
 #define FAULT_STATUS 99
 
-/* A compiler recognises a plain copying loop and replaces it by a call of memcpy, which here would
- * be a call of itself. An instruction it cannot see through keeps the loop a loop. */
-#define KEEP_LOOP() __asm__ volatile("" ::: "memory")
-
 extern uint32_t stack_top, data_load, data_start, data_end, bss_start, bss_end;
 
 int main(void);
 void reset(void);
 void start(void);
 void fault(void);
-void *memcpy(void *restrict to, const void *restrict from, size_t size);
-void *memmove(void *to, const void *from, size_t size);
-void *memset(void *to, int value, size_t size);
-int memcmp(const void *a, const void *b, size_t size);
 
 static intptr_t semihosting(int operation, const void *argument)
 {
@@ -179,72 +172,3 @@ __attribute__((section(".vectors"), used)) static const struct {
     handler handlers[15];
 } vectors = {&stack_top,
              {reset, fault, fault, fault, fault, fault, fault, 0, 0, 0, fault, fault, 0, fault, fault}};
-
-/* Four bytes at any address, in as many accesses as the core needs for that. */
-typedef struct __attribute__((packed, may_alias)) {
-    uint32_t bits;
-} word;
-
-void *memcpy(void *restrict to, const void *restrict from, size_t size)
-{
-    unsigned char *d = to;
-    const unsigned char *s = from;
-    for (; size >= sizeof(word); size -= sizeof(word)) {
-        ((word *)d)->bits = ((const word *)s)->bits;
-        d += sizeof(word);
-        s += sizeof(word);
-        KEEP_LOOP();
-    }
-    for (; size > 0; size--) {
-        *d++ = *s++;
-        KEEP_LOOP();
-    }
-    return to;
-}
-
-void *memmove(void *to, const void *from, size_t size)
-{
-    unsigned char *d = to;
-    const unsigned char *s = from;
-    if ((uintptr_t)d < (uintptr_t)s) {
-        for (size_t i = 0; i < size; i++) {
-            d[i] = s[i];
-            KEEP_LOOP();
-        }
-    } else {
-        for (size_t i = size; i > 0; i--) {
-            d[i - 1] = s[i - 1];
-            KEEP_LOOP();
-        }
-    }
-    return to;
-}
-
-void *memset(void *to, int value, size_t size)
-{
-    unsigned char *d = to;
-    const uint32_t bits = (uint32_t)(unsigned char)value * 0x01010101u;
-    for (; size >= sizeof(word); size -= sizeof(word)) {
-        ((word *)d)->bits = bits;
-        d += sizeof(word);
-        KEEP_LOOP();
-    }
-    for (; size > 0; size--) {
-        *d++ = (unsigned char)value;
-        KEEP_LOOP();
-    }
-    return to;
-}
-
-int memcmp(const void *a, const void *b, size_t size)
-{
-    const unsigned char *x = a;
-    const unsigned char *y = b;
-    for (size_t i = 0; i < size; i++) {
-        if (x[i] != y[i]) {
-            return x[i] < y[i] ? -1 : 1;
-        }
-        KEEP_LOOP();
-    }
-    return 0;
-}

@@ -122,7 +122,7 @@ def data(rows: int) -> dict[str, Array]:
     }
 
 
-OWN = {"x86": [], "arm": [build.HERE / "host_linux_aarch64.c"]}
+OWN = {"x86": [], "arm": [build.HERE / "host_linux_aarch64.c", *build.BARE_LINUX]}
 
 
 def emitted(folder: Path, family: str, model: str = MODEL_C) -> Path:
@@ -466,7 +466,7 @@ def test_the_freestanding_memory_functions(tmp_path: Path) -> None:
         }
         """
     )
-    for name in ("host.h", "host_linux_aarch64.c"):
+    for name in ("host.h", "host_bare.h", "host_linux.h", "host_linux_aarch64.c"):
         shutil.copy(Path(build.__file__).parent / name, tmp_path)
     chain = toolchain("arm")
     made = build.Build(tmp_path, "t", chain)
@@ -533,7 +533,9 @@ def test_the_files_are_the_same_every_time() -> None:
 
     for family in FAMILIES:
         assert files(family) == files(family)
-    assert files("arm").keys() - files("x86").keys() == {"host_linux_aarch64.c"}
+    assert files("arm").keys() - files("x86").keys() == {
+        "host_linux_aarch64.c", "host_bare.h", "host_linux.h",
+    }  # fmt: skip
     assert not any(b"b */" in text for text in files("arm").values())
 
 

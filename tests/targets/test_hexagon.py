@@ -391,7 +391,7 @@ int main(void) {
 
 def test_the_host_layer_reads_writes_copies_and_aligns(tmp_path: Path) -> None:
     (tmp_path / "main.c").write_text(_HOST_TEST)
-    for source in (HOST, HOST.parent.parent / "c" / "host.h"):
+    for source in (HOST, build.HERE / "host.h", *build.BARE_LINUX):
         (tmp_path / source.name).write_bytes(source.read_bytes())
     build_it = [*COMPILER, "-fno-builtin", "-Wall", "-Wextra", "-Wconversion", "-Werror", *LINK]
     subprocess.run([*build_it, "main.c", HOST.name, "-o", "main"], cwd=tmp_path, check=True)

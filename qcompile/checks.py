@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompile import border
+from qcompile import border, folder
 from qcompile.choose import whole_batches
 from qcompile.errors import (
     AccuracyGate,
@@ -84,12 +85,12 @@ def check(
     job: Job,
     graph: Graph,
     lowered: Lowered,
-    folder: Path,
+    place: Path,
     data: Dataset,
     exact: onnx.ModelProto,
     context: Context,
 ) -> Checked:
-    """Run everything that was emitted into `folder` against the integer graph.
+    """Run everything that was emitted into `place` against the integer graph.
 
     A missing compiler or emulator is a warning, or ToolchainMissing where the job asks for a verified program.
     """
@@ -102,7 +103,7 @@ def check(
         )
     context.log(f"integer.onnx in onnxruntime: {samples} samples, {mismatches} mismatches")
     program, sanitized, reason = _attempt(
-        job, context, lambda: _programs(job, graph, folder, data, rows)
+        job, context, lambda: _programs(job, graph, place, data, rows)
     )
     if program is not None:
         context.log(
@@ -111,9 +112,9 @@ def check(
         )
     no_float, why, built, counts = None, reason, None, None
     if program is not None:
-        built = job.target.footprint(folder, name=job.name, cpu=job.cpu)
-        counts = _counted(job, graph, folder, next(batches(job, graph, data, 1)))
-        no_float = job.target.certify(folder, name=job.name, cpu=job.cpu)
+        built = job.target.footprint(place, name=job.name, cpu=job.cpu)
+        counts = _counted(job, graph, place, next(batches(job, graph, data, 1)))
+        no_float = job.target.certify(place, name=job.name, cpu=job.cpu)
         context.log(
             f"no-float certificate: {no_float.instructions} instructions, {len(no_float.findings)} findings"
         )
@@ -121,10 +122,21 @@ def check(
     return Checked(program, sanitized, reason, samples, mismatches, no_float, why, taken, counts)
 
 
-def _counted(job: Job, graph: Graph, folder: Path, row: Mapping[str, Array]) -> Counts | None:
+def measured(job: Job, graph: Graph, lowered: Lowered) -> Memory | None:
+    """What a lowered program takes as it is built here; None where it cannot be."""
+    with TemporaryDirectory(prefix="qcompile-") as scratch:
+        folder.write(Path(scratch), lowered.files)
+        try:
+            built = job.target.footprint(Path(scratch), name=job.name, cpu=job.cpu)
+        except ToolchainMissing:
+            return None
+    return Memory.of(graph, lowered, built)
+
+
+def _counted(job: Job, graph: Graph, place: Path, row: Mapping[str, Array]) -> Counts | None:
     """What one inference executes, where the target's emulator can tell."""
     try:
-        return job.target.runner(folder, graph, name=job.name, cpu=job.cpu).count(row)
+        return job.target.runner(place, graph, name=job.name, cpu=job.cpu).count(row)
     except ToolchainMissing:
         return None
 
@@ -142,12 +154,12 @@ def _attempt(
 
 
 def _programs(
-    job: Job, graph: Graph, folder: Path, data: Dataset, rows: int
+    job: Job, graph: Graph, place: Path, data: Dataset, rows: int
 ) -> tuple[Verification, Verification]:
     """The shipped build on all rows, the build with sanitizers on a few."""
-    shipped = job.target.runner(folder, graph, name=job.name, cpu=job.cpu)
+    shipped = job.target.runner(place, graph, name=job.name, cpu=job.cpu)
     plain = verify(graph, shipped, batches(job, graph, data, rows), trace=job.options.trace_samples)
-    strict = job.target.runner(folder, graph, name=job.name, cpu=job.cpu, sanitize=True)
+    strict = job.target.runner(place, graph, name=job.name, cpu=job.cpu, sanitize=True)
     few = batches(job, graph, data, min(rows, SANITIZED_ROWS))
     return plain, verify(graph, strict, few, trace=0, sanitized=True)
 
@@ -211,7 +223,8 @@ def _budgets(job: Job, taken: Memory) -> None:
         assert built is not None
         raise BudgetExceeded(
             f"the program takes {taken.ram:,} bytes of RAM (arena {taken.arena:,}, inputs {taken.inputs:,}, outputs "
-            f"{taken.outputs:,}, stack {built.stack:,}), more than the {ram:,} of --max-ram; {taken.ram:,} would fit"
+            f"{taken.outputs:,}, stack {built.stack:,}), more than the {ram:,} of --max-ram; this is "
+            f"the smallest that was found: --max-ram {taken.ram} would do"
         )
     if flash is not None and taken.flash is None:
         raise BudgetExceeded("the program was not built here, so --max-flash cannot be kept")
@@ -219,7 +232,7 @@ def _budgets(job: Job, taken: Memory) -> None:
         assert built is not None
         raise BudgetExceeded(
             f"the program takes {taken.flash:,} bytes of flash (code {built.code:,}, constants "
-            f"{built.constants:,}), more than the {flash:,} of --max-flash; {taken.flash:,} would fit"
+            f"{built.constants:,}), more than the {flash:,} of --max-flash; --max-flash {taken.flash} would do"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -297,11 +298,13 @@ def compile_(
     ] = None,
     max_ram: Annotated[
         str | None,
-        typer.Option(metavar="BYTES", help="Arena, inputs, outputs and stack fit in so much."),
+        typer.Option(
+            metavar="BYTES", help="Arena, inputs, outputs and stack fit in so much; 64K is 65536."
+        ),
     ] = None,
     max_flash: Annotated[
         str | None,
-        typer.Option(metavar="BYTES", help="Code and constants fit in so much; 64K is 65536."),
+        typer.Option(metavar="BYTES", help="Code and constants fit in so much."),
     ] = None,
     threads: Threads = 1,
     json: AsJson = False,
@@ -724,10 +727,10 @@ def overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def size(flag: str, text: str | None) -> int | None:
-    """Bytes from text such as 49152, 48K or 1M."""
+    """Bytes from text such as 49152, 48K or 1M; KB and KiB are the same K."""
     if text is None:
         return None
-    digits, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
-    if not digits.isascii() or not digits.isdigit() or unit not in ("", "K", "M"):
+    found = re.fullmatch(r"([0-9]+)(?:([KM])(?:i?B)?)?", text, re.ASCII | re.IGNORECASE)
+    if found is None:
         raise BadInput(f"{flag} takes bytes, as 49152, 48K or 1M, not '{text}'")
-    return int(digits) << {"": 0, "K": 10, "M": 20}[unit]
+    return int(found[1]) << {"": 0, "K": 10, "M": 20}[(found[2] or "").upper()]

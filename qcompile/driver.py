@@ -44,6 +44,7 @@ Log = Callable[[str], None]
 ACCURACY_SAMPLES, MEASURED_ROWS = 64, 8
 SELF_TEST_ROWS = 2
 POOR_SQNR_DB = 10.0
+_STACK_ROUNDS = 4
 
 
 def silent(line: str) -> None:
@@ -109,6 +110,7 @@ class Build:
     choice: Choice
     integerized: Integerized
     lowered: Lowered
+    stack: int | None
     exported: _Exported
 
     @property
@@ -129,10 +131,37 @@ def build(job: Job, calibration: object, context: pipeline.Context) -> Build:
     context.log(
         f"integer graph: {len(graph.nodes)} operators, every accumulator proved below 2**31"
     )
-    lowered = job.target.lower(
-        graph, name=job.name, cpu=job.cpu, vectors=_vectors(graph), placement=job.placement
-    )
-    return Build(floats, data, choice, integerized, lowered, _export(floats, integerized))
+    lowered, stack = lower(job, graph, context)
+    return Build(floats, data, choice, integerized, lowered, stack, _export(floats, integerized))
+
+
+def lower(job: Job, graph: Graph, context: pipeline.Context) -> tuple[Lowered, int | None]:
+    """The program, and how much of the RAM it may take was kept for the stack.
+
+    Buffers share that RAM with the stack, whose bound shows in the built program alone: what does not fit is arranged
+    anew with the stack that was measured. Where nothing fits, the program is the smallest there is.
+    """
+    place, vectors = job.placement, _vectors(graph)
+
+    def lowered() -> Lowered:
+        return job.target.lower(graph, name=job.name, cpu=job.cpu, vectors=vectors, placement=place)
+
+    made = lowered()
+    if place.max_ram is None or job.options.stack is not None:
+        return made, job.options.stack
+    for _ in range(_STACK_ROUNDS):
+        taken = checks.measured(job, graph, made)
+        stack = taken.built.stack if taken is not None and taken.built is not None else None
+        if taken is None or stack is None or stack <= place.stack:
+            break
+        if taken.ram is not None and taken.ram <= place.max_ram:
+            break
+        context.log(
+            f"{taken.ram} bytes of RAM are too many, {stack} of them stack: buffers are arranged anew"
+        )
+        place = replace(place, stack=stack)
+        made = lowered()
+    return made, place.stack
 
 
 # --- the float side ---------------------------------------------------------------------------------------------
@@ -512,7 +541,7 @@ def _documents(
         cpu=job.cpu,
         recipe=job.recipe.name,
         recipe_sha256=manifest.sha256(repr(job.recipe).encode()),
-        options=job.options,
+        options=replace(job.options, stack=made.stack),
         data=facts.data(job, made.data),
         files=made.files,
     )

@@ -20,6 +20,7 @@ from qcompile.target import Placement, Target
 IMPORT = "import"
 """The recipe for models that another tool has quantized; the default one gives way to it."""
 
+_RESERVED = frozenset({".text", ".data", ".bss", ".rodata", ".vectors", "COMMON"})
 _SECTION = re.compile(r"[.A-Za-z_][.A-Za-z0-9_]{0,63}")
 
 Model = str | os.PathLike[str] | bytes
@@ -46,7 +47,13 @@ class Job:
     def placement(self) -> Placement:
         """Where the program's data lies and what it may take."""
         given = self.options
-        return Placement(given.weights_section, given.arena_section, given.max_ram, given.max_flash)
+        return Placement(
+            given.weights_section,
+            given.arena_section,
+            given.max_ram,
+            given.max_flash,
+            given.stack or 0,
+        )
 
     @classmethod
     def checked(
@@ -64,8 +71,10 @@ class Job:
                 f"a model is a path or bytes, not {type(source).__name__}; give model.SerializeToString()"
             )
         chosen = target.get(target_name)
-        features = options.features.split(",") if options.features else []
+        features = [f for f in (options.features or "").split(",") if f]
         cpu = "+".join([options.cpu or chosen.cpus[0], *features])
+        if cpu not in chosen.cpus and cpu in target.names():
+            raise BadInput(f"{cpu} is a target of its own: --target {cpu}")
         recipe.one_of(cpu, tuple(chosen.cpus), f"target {target_name}: --cpu and --features")
         recipe.one_of(options.io_layout, ("model", "nhwc"), "--io-layout")
         recipe.one_of(options.input_dtype, tuple(INPUT_DTYPES), "--input-dtype")
@@ -82,6 +91,14 @@ class Job:
                 raise BadInput(
                     f"{flag} takes the name of a linker section, such as .ext_flash, not {section!r}"
                 )
+            if section in _RESERVED:
+                raise BadInput(
+                    f"{flag} takes a section of its own, and {section} is the compiler's"
+                )
+        if options.weights_section is not None and options.weights_section == options.arena_section:
+            raise BadInput(
+                "--weights-section and --arena-section are two: one is read, the other written"
+            )
         for what, count in (
             ("--samples", options.samples),
             ("--threads", options.threads),

@@ -18,7 +18,8 @@ class Options:
     `encodings` is AIMET's JSON file beside a float model. `require_verified` makes a missing compiler or emulator an
     error. `min_sqnr` is an accuracy gate in dB on the calibration samples. `weights_section` and `arena_section` are
     linker sections; `max_ram` and `max_flash` are limits in bytes on arena, inputs, outputs and stack together, and on
-    code and constants together.
+    code and constants together; `stack` bytes of max_ram are kept for the
+    stack, as many as it was measured to take where None.
     """
 
     cpu: str | None = None
@@ -46,6 +47,7 @@ class Options:
     arena_section: str | None = None
     max_ram: int | None = None
     max_flash: int | None = None
+    stack: int | None = None
 
     def but(self, chosen: Mapping[str, object]) -> Options:
         """These options with some chosen anew; BadInput for a name that is none."""

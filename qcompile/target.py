@@ -20,12 +20,16 @@ Codes = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a program's data lies and how many bytes it may take: linker sections, limits on RAM and flash."""
+    """Where a program's data lies and how many bytes it may take: linker sections, limits on RAM and flash.
+
+    `stack` bytes of the RAM are not for buffers.
+    """
 
     weights_section: str | None = None
     arena_section: str | None = None
     max_ram: int | None = None
     max_flash: int | None = None
+    stack: int = 0
 
 
 ANYWHERE = Placement()
@@ -34,13 +38,14 @@ ANYWHERE = Placement()
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One step of the lowered program, for the report; `cost` is what its kernel was chosen by.
+    """One step of the lowered program, for the report; equal steps may share a `function` of the sources.
 
-    Where a target's programs are counted in an emulator, that is the predicted count.
+    `cost` is what its kernel was chosen by: where programs are counted in an emulator, the predicted count.
     """
 
     name: str
     kernel: str
+    function: str
     macs: int
     scratch_bytes: int
     cost: int
@@ -92,7 +97,7 @@ class Footprint:
 
     `stack` is the most that NAME_run takes with everything it calls, and `deepest` the path of functions on which it
     does; where no bound can be stated, `stack` is None and `unbounded` says why. Constants are all that is loaded and
-    neither code nor written: tables for unwinding belong to them.
+    neither code nor written: tables for unwinding belong to them. Another `compiler` gives other numbers.
     """
 
     code: int
@@ -101,6 +106,7 @@ class Footprint:
     stack: int | None
     deepest: tuple[str, ...]
     unbounded: str = ""
+    compiler: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +202,7 @@ class Target(Protocol):
     ) -> Lowered:
         """Emit the program called `name` (a C identifier), with `vectors` (one row each) in its self-test; pure.
 
-        Raises BudgetExceeded where no arrangement of its buffers fits the RAM that `placement` allows.
+        Where no arrangement of its buffers fits the RAM that `placement` allows, it is the smallest there is.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from fractions import Fraction
@@ -40,11 +41,11 @@ def memory(artifact: qcompile.Artifact) -> dict[str, int]:
 
 
 def again(
-    artifact: qcompile.Artifact, models: Path, place: Path, **options: object
+    artifact: qcompile.Artifact, models: Path, place: Path, core: str = "mcu", **options: object
 ) -> qcompile.Artifact:
     model = models / NAME
     return qcompile.compile(
-        model / "model.onnx", "mcu", model / "calib.toml", "fast", place,
+        model / "model.onnx", core, model / "calib.toml", "fast", place,
         plan=artifact.folder / "plan.toml", **options,
     )  # fmt: skip
 
@@ -69,32 +70,37 @@ def test_exactly_what_it_takes_is_enough(
 ) -> None:
     m = memory(compiled)
     kept = again(
-        compiled, models, tmp_path / "out", max_ram=m["ram_bytes"] + 512, max_flash=m["flash_bytes"]
+        compiled, models, tmp_path / "out", max_ram=m["ram_bytes"], max_flash=m["flash_bytes"]
     )
-    assert memory(kept)["arena_bytes"] == m["arena_bytes"]
+    assert memory(kept) == m
+    assert (kept.folder / "model.c").read_bytes() == (compiled.folder / "model.c").read_bytes()
 
 
 def test_a_byte_of_flash_less_is_too_little(
     compiled: qcompile.Artifact, models: Path, tmp_path: Path
 ) -> None:
     flash = memory(compiled)["flash_bytes"]
-    with pytest.raises(BudgetExceeded, match=f"{flash:,} bytes of flash .* {flash:,} would fit"):
+    with pytest.raises(
+        BudgetExceeded, match=f"{flash:,} bytes of flash .* --max-flash {flash} would do"
+    ):
         again(compiled, models, tmp_path / "out", max_flash=flash - 1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ram_that_no_arrangement_fits_names_the_least(
-    compiled: qcompile.Artifact, models: Path, tmp_path: Path
+@pytest.mark.parametrize("core", ["mcu", "cortex-m55", "dsp"])
+def test_ram_that_no_arrangement_fits_names_what_would_do(
+    compiled: qcompile.Artifact, models: Path, tmp_path: Path, core: str
 ) -> None:
-    with pytest.raises(BudgetExceeded, match="needs at least") as said:
-        again(compiled, models, tmp_path / "out", max_ram=1024)
+    with pytest.raises(BudgetExceeded, match="smallest that was found") as said:
+        again(compiled, models, tmp_path / "out", core, max_ram=1024)
     found = re.search(r"--max-ram (\d+) would do", str(said.value))
     assert found is not None
     least = int(found[1])
-    fits = again(compiled, models, tmp_path / "fits", max_ram=least)
+    fits = again(compiled, models, tmp_path / "fits", core, max_ram=least)
     assert memory(fits)["ram_bytes"] <= least
     with pytest.raises(BudgetExceeded):
-        again(compiled, models, tmp_path / "out", max_ram=least - 16)
+        again(compiled, models, tmp_path / "out", core, max_ram=least // 2)
+    assert verbs.reproduce(fits.folder / "manifest.json").identical
 
 
 def tower() -> Graph:
@@ -176,7 +182,15 @@ def test_what_has_no_bound_keeps_no_budget(compiled: qcompile.Artifact, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "bytes_"), [("49152", 49152), ("48K", 49152), ("48k", 49152), ("1M", 1 << 20)]
+    ("text", "bytes_"),
+    [
+        ("49152", 49152),
+        ("48K", 49152),
+        ("48k", 49152),
+        ("48KiB", 49152),
+        ("48kb", 49152),
+        ("1M", 1 << 20),
+    ],
 )
 def test_sizes(text: str, bytes_: int) -> None:
     assert size("--max-ram", text) == bytes_
@@ -204,3 +218,67 @@ def test_the_folder_says_what_it_was_compiled_with(
     found = verbs.reproduce(placed.folder / "manifest.json")
     assert found.identical
     assert load(placed.folder).certify().clean
+
+
+@pytest.mark.parametrize("section", [".text", ".data", ".bss", ".rodata", ".vectors"])
+def test_sections_of_the_compiler_are_refused(section: str, tmp_path: Path) -> None:
+    for options in (Options(weights_section=section), Options(arena_section=section)):
+        with pytest.raises(BadInput, match="takes a section of its own"):
+            Job.checked(b"", "mcu", "fast", tmp_path, {}, options)
+
+
+def test_weights_and_arena_do_not_share_a_section(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="are two"):
+        Job.checked(
+            b"", "mcu", "fast", tmp_path, {}, Options(weights_section=".x", arena_section=".x")
+        )
+
+
+def test_a_core_named_as_a_cpu_says_where_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--target cortex-m7"):
+        Job.checked(b"", "mcu", "fast", tmp_path, {}, Options(cpu="cortex-m7"))
+    assert Job.checked(b"", "mcu", "fast", tmp_path, {}, Options(features=",")).cpu == "cortex-m4"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"pieces": {"zz": {"value": "y1", "first": 3, "last": -7}}},
+        {"pieces": {"zz": {"value": "y1", "first": 0, "last": 10**18}}},
+        {"pieces": {"zz": {"value": "nobody", "first": 0, "last": 1}}},
+        {"values": {"y0": 0, "y1": 0}},
+        {"values": {"strange": 0}},
+        {"layers": "none"},
+    ],
+)
+def test_a_damaged_description_is_bad_input(tmp_path: Path, damage: dict[str, object]) -> None:
+    graph, chip = tower(), target.get("cortex-m3")
+    placed = chip.lower(graph, name="tower", cpu="cortex-m3", vectors=())
+    for name, content in placed.files.items():
+        (tmp_path / name).write_bytes(content)
+    runner = chip.runner(tmp_path, graph, name="tower", cpu="cortex-m3")
+    described = json.loads((tmp_path / "program.json").read_bytes())
+    (tmp_path / "program.json").write_text(json.dumps(described | damage))
+    with pytest.raises(BadInput, match=r"program\.json"):
+        runner.trace({"x": codes(graph, 1)})
+
+
+def test_a_name_like_a_piece_is_no_piece(tmp_path: Path) -> None:
+    graph, chip = tower(), target.get("cortex-m4")
+    named = Graph("tower", free_batch=False)
+    copies = {v: named.add_input(port, v.type, v.name) for port, v in graph.inputs}
+    copies |= {v: named.constant(v.constant, v.type, v.name) for v in graph.constants()}
+    for node in graph.nodes:
+        name = "y0[0:12]" if node.output.name == "y1" else node.output.name
+        ins = (copies[v] for v in node.inputs)
+        copies[node.output] = named.add(node.op, *ins, name=name, layer=node.name)
+    for port, v in graph.outputs:
+        named.add_output(port, copies[v])
+    limit = Placement(max_ram=6500)
+    placed = chip.lower(named, name="tower", cpu="cortex-m4", vectors=(), placement=limit)
+    assert placed.pieces
+    for name, content in placed.files.items():
+        (tmp_path / name).write_bytes(content)
+    runner = chip.runner(tmp_path, named, name="tower", cpu="cortex-m4")
+    found = verify(named, runner, [{"x": codes(named, 2)}])
+    assert (found.mismatches, found.intermediates) == (0, 4), found.first

@@ -62,7 +62,7 @@ def sample() -> dict[str, Any]:
         "memory": {
             "arena_bytes": 4864, "weight_bytes": 20906, "input_bytes": 192, "output_bytes": 20, "stack_bytes": 248,
             "stack_path": ["net_run", "layer_stem"], "stack_unbounded": "stem calls itself", "code_bytes": 3344,
-            "constant_bytes": 20992, "ram_bytes": 5324, "flash_bytes": 24336,
+            "constant_bytes": 20992, "compiler": "zig 1 -O2", "ram_bytes": 5324, "flash_bytes": 24336,
         },
         "program": {
             "bands": 3, "unit": "instructions", "executed": 81234,

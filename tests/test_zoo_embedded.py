@@ -57,7 +57,7 @@ def network(
     port = driver.read_model(model)[0].graph.input[0].name
     made = driver.build(job, [{port: calibration[:128]}], pipeline.Context())
     graph = made.integerized.graph
-    return Network(name, graph, border.encode(graph, {port: evaluation[:8]}))
+    return Network(name, graph, border.encode(graph, {port: evaluation[:32]}))
 
 
 def lowered(network: Network, core: str, folder: Path) -> Lowered:
@@ -73,7 +73,7 @@ def exact(network: Network, core: str, folder: Path) -> None:
     lowered(network, core, folder)
     runner = chip.runner(folder, network.graph, name=network.name, cpu=chip.cpus[0])
     found = verify(network.graph, runner, [network.samples], trace=2)
-    assert (found.samples, found.mismatches) == (8, 0), found.first
+    assert (found.samples, found.mismatches) == (32, 0), found.first
     assert found.intermediates >= 9
     certificate = chip.certify(folder, name=network.name, cpu=chip.cpus[0])
     assert certificate.clean, certificate.findings

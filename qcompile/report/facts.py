@@ -154,6 +154,7 @@ def memory(taken: Memory) -> Json:
         "stack_unbounded": (built.unbounded or None) if built is not None else None,
         "code_bytes": built.code if built is not None else None,
         "constant_bytes": built.constants if built is not None else None,
+        "compiler": built.compiler if built is not None else None,
         "ram_bytes": taken.ram,
         "flash_bytes": taken.flash,
     }

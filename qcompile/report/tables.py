@@ -78,6 +78,8 @@ def _chip(report: Mapping[str, object]) -> str:
     ram, flash = at(report, "memory", "ram_bytes"), at(report, "memory", "flash_bytes")
     parts = [f"{size(ram)} RAM"] if ram is not None else []
     parts += [f"{size(flash)} flash"] if flash is not None else []
+    if (bands := count(report, "program", "bands")) > 1:
+        parts.append(f"early layers in {bands} bands")
     if (executed := at(report, "program", "executed")) is not None:
         parts.append(f"{amount(executed)} {shown(at(report, 'program', 'unit'))} an inference")
     return f"; built: {', '.join(parts)}" if parts else ""

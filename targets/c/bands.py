@@ -199,6 +199,7 @@ class _Copy:
         for v in graph.constants():
             self._values[v] = self._new.constant(v.constant, v.type, v.name)
         self._pieces: dict[str, Piece] = {}
+        self._taken = {v.name for v in (*graph.values(), *graph.constants())}
 
     def banded(
         self, region: Sequence[Node], sink: Value, bands: Sequence[Mapping[Node, _Need]]
@@ -249,7 +250,10 @@ class _Copy:
     def _piece(
         self, value: Value, rows: Rows, op: Op, inputs: Sequence[Value], layer: str
     ) -> Value:
-        name = f"{value.name}[{rows[0]}:{rows[1]}]"
+        name, taken = f"{value.name}[{rows[0]}:{rows[1]}]", self._taken
+        while name in taken:
+            name += "'"
+        taken.add(name)
         made = self._new.add(op, *inputs, name=name, layer=layer)
         self._pieces[made.name] = Piece(value.name, *rows)
         return made

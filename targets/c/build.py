@@ -14,11 +14,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib import metadata
 from pathlib import Path
 from tempfile import mkdtemp
 from types import MappingProxyType
 
-from qcompile.errors import QcompileError, ToolchainMissing
+from qcompile.errors import BadInput, QcompileError, ToolchainMissing
 from qcompile.ir import Graph
 
 from .text import HERE, c_type, render
@@ -145,6 +146,17 @@ class Toolchain:
     language: tuple[str, ...] = C_FLAGS
     emulator: tuple[str, ...] = ()
 
+    @property
+    def compiler(self) -> str:
+        """Which compiler it is, its version, and how it is told to optimise."""
+        if "ziglang" in self.command:
+            name = f"zig {metadata.version('ziglang')}"
+        else:
+            name = (
+                call([self.command[0], "--version"], seconds=60).stdout.decode().partition("\n")[0]
+            )
+        return f"{name} {next((f for f in self.language if f.startswith('-O')), '')}".rstrip()
+
 
 def find(*commands: str) -> tuple[str, ...] | None:
     """The first of these commands that is installed."""
@@ -218,6 +230,9 @@ class Build:
         return digest.hexdigest()
 
     def _make(self, suffix: str, arguments: Sequence[str], inputs: Sequence[Path]) -> Path:
+        for path in inputs:
+            if not path.is_file():
+                raise BadInput(f"{path} is missing: the folder is not what qcompile wrote")
         command = [*self.toolchain.command, *arguments]
         key = "\n".join([*command, *(p.name for p in inputs), self._content])
         made = _workspace(os.getpid()) / (hashlib.sha256(key.encode()).hexdigest()[:32] + suffix)

@@ -52,7 +52,7 @@ def count(build: Build, graph: Graph, feeds: Codes, layers: Sequence[Layer]) -> 
                 raise ToolchainMissing(f"{emulator} takes no plugin, so it cannot count: {said}")
             raise QcompileError(f"{build.name} does not run in {emulator}: {said}")
         parts = _parts(result.read_text())
-    return _assign(build.name, parts, layers, watch.unit)
+    return _assign(build.name, parts, layers, watch)
 
 
 @cache
@@ -85,9 +85,10 @@ def _major(emulator: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """Where a program's code lies, as the plugin reads it."""
+    """Where a program's code lies, as the plugin reads it; what the functions of its layer lines are called."""
 
     lines: Sequence[str]
+    functions: Sequence[set[str]]
     unit: str
 
 
@@ -106,8 +107,14 @@ def _watch(program: Path, name: str) -> _Watch:
         if size == 0:
             raise QcompileError(f"the program of {name} has no function {symbol}")
         lines.append(f"{role} {at:x} {at + size:x}")
-    starts = {at for symbol, (at, _) in functions.items() if symbol.startswith("layer_")}
-    return _Watch((*lines, *(f"layer {at:x}" for at in sorted(starts))), unit)
+    starts: dict[int, set[str]] = {}
+    for symbol, (at, _) in functions.items():
+        if symbol.startswith("layer_"):
+            # a compiler calls a specialised function f.constprop.0
+            starts.setdefault(at, set()).add(symbol.partition(".")[0])
+    places = sorted(starts)
+    lines += [f"layer {at:x}" for at in places]
+    return _Watch(lines, [starts[at] for at in places], unit)
 
 
 def _functions(elf: ELFFile) -> Iterator[tuple[str, int, int]]:
@@ -140,27 +147,26 @@ def _parts(text: str) -> list[tuple[int, int]]:
 
 
 def _assign(
-    program: str, parts: Sequence[tuple[int, int]], layers: Sequence[Layer], unit: str
+    program: str, parts: Sequence[tuple[int, int]], layers: Sequence[Layer], watch: _Watch
 ) -> Counts:
     """Give every part its layer: functions are called in the order of the layers.
 
-    Equal functions may have become one, which then stands for several layers; a function that is called again and
-    again is one layer.
+    A compiler may make one of equal functions, and drop the call of one that changes nothing.
     """
     *calls, (_, entry) = parts
-    sums: dict[int, int] = {}
-    for function, executed in calls:
-        sums[function] = sums.get(function, 0) + executed
-    if len(calls) == len(layers):
-        found = [executed for _, executed in calls]
-    elif len(sums) == len(layers):
-        found = list(sums.values())
-    else:
-        raise QcompileError(
-            f"{program} called {len(sums)} layer functions where {len(layers)} layers were emitted"
-        )
+    found = [executed for _, executed in calls]
+    if len(calls) != len(layers):
+        found, at = [], 0
+        for layer in layers:
+            mine = at < len(calls) and layer.function in watch.functions[calls[at][0]]
+            found.append(calls[at][1] if mine else 0)
+            at += mine
+        if at < len(calls):
+            raise QcompileError(
+                f"{program} called {len(calls)} layer functions, not those of its {len(layers)} layers"
+            )
     counted = (
         LayerCount(layer.name, layer.kernel, layer.macs, layer.cost, executed)
         for layer, executed in zip(layers, found, strict=True)
     )
-    return Counts(unit, entry, tuple(counted))
+    return Counts(watch.unit, entry, tuple(counted))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompile.errors import BudgetExceeded
 from qcompile.ir import Array, Graph, Port, TensorType, Value, arith
 from qcompile.target import ANYWHERE, Codes, Layer, Lowered, Piece, Placement
 
@@ -58,27 +57,9 @@ def lower(
         raise ValueError(f"{name!r} is no C identifier")
     banded = bands.Banded(graph)
     if placement.max_ram is not None:
-        banded = _within(graph, kernels, placement.max_ram)
+        banded = bands.fit(graph, kernels, placement.max_ram - placement.stack)
     made = _Program(banded.graph, name, isa, kernels).files(vectors, placement, banded.pieces)
     return replace(made, bands=banded.count)
-
-
-_STACK_ALLOWANCE = 512
-"""Bytes kept for the stack while buffers are arranged; what the built program needs is checked against the limit."""
-
-
-def _within(graph: Graph, kernels: Sequence[k.Kernel], limit: int) -> bands.Banded:
-    """The graph with as few rows computed twice as the limit on RAM allows; BudgetExceeded where no way does."""
-    border = sum(v.type.bytes for _, v in (*graph.inputs, *graph.outputs))
-    banded = bands.fit(graph, kernels, limit - _STACK_ALLOWANCE)
-    least = max(Storage(banded.graph, kernels).plan().peak, k.ALIGN) + border + _STACK_ALLOWANCE
-    if least > limit:
-        raise BudgetExceeded(
-            f"{graph.name} needs at least {least:,} bytes of RAM, more than the {limit:,} of --max-ram: in "
-            f"{banded.count} bands of rows its arena takes {least - border - _STACK_ALLOWANCE:,}, inputs and outputs "
-            f"{border:,}, the stack up to {_STACK_ALLOWANCE}; --max-ram {least} would do"
-        )
-    return banded
 
 
 class _Program:
@@ -123,8 +104,8 @@ class _Program:
             self.arrays[found] = (self.names.fresh("layer", *name), data)
         return self.arrays[found][0]
 
-    def _function(self, index: int) -> tuple[str, str]:
-        """Definition and call of one step's function; no definition where an equal function is there."""
+    def _function(self, index: int) -> tuple[str, str, str]:
+        """Definition, name and call of one step's function; no definition where an equal function is there."""
         step, kernel = self.steps[index], self.kernels[index]
         made = step.output.name
         taken = self.plan.taken.get(made)
@@ -164,7 +145,8 @@ class _Program:
             self.functions[code] = self.names.fresh("layer", step.name)
             comment = self._comment(step, kernel, taken is not None, bool(crossed))
             definition = f"/* {comment} */\nstatic LAYER void {self.functions[code]}{code}"
-        return definition, f"{self.functions[code]}({', '.join(arguments)});"
+        name = self.functions[code]
+        return definition, name, f"{name}({', '.join(arguments)});"
 
     def _comment(self, step: k.Step, kernel: k.Kernel, taken: bool, crossed: bool) -> str:
         node = step.node
@@ -183,7 +165,7 @@ class _Program:
         self, vectors: Sequence[Codes], placement: Placement, pieces: Mapping[str, Piece]
     ) -> Lowered:
         """Render everything."""
-        functions, calls, stored = self._code()
+        functions, calls, called, stored = self._code()
         weight_bytes = sum(data.nbytes for _, data in self.arrays.values())
         common = {
             "name": self.name,
@@ -238,8 +220,15 @@ class _Program:
         }
         files = {path: layout(text).encode() for path, text in texts.items()}
         layers = [
-            Layer(step.name, kernel.name, step.macs, kernel.scratch(step).bytes, kernel.cost(step))
-            for step, kernel in zip(self.steps, self.kernels, strict=True)
+            Layer(
+                step.name,
+                kernel.name,
+                function,
+                step.macs,
+                kernel.scratch(step).bytes,
+                kernel.cost(step),
+            )
+            for step, kernel, function in zip(self.steps, self.kernels, called, strict=True)
         ]
         program = {
             "values": stored,
@@ -262,9 +251,10 @@ class _Program:
         """What the kernels in use include, each once."""
         return list(dict.fromkeys(i for kernel in self.kernels for i in kernel.includes))
 
-    def _code(self) -> tuple[list[str], list[str], dict[str, int]]:
-        """Functions of the layers, statements of `run`, trace ids in order of execution."""
+    def _code(self) -> tuple[list[str], list[str], list[str], dict[str, int]]:
+        """Functions of the layers, statements of `run`, which function each step calls, trace ids in order."""
         functions: list[str] = []
+        called: list[str] = []
         calls: list[str] = []
         stored: dict[str, int] = {}
         views = self.storage.views
@@ -284,7 +274,8 @@ class _Program:
         for v in (*(v for _, v in self.graph.inputs), *self.graph.constants()):
             trace_aliases(v)
         for index, step in enumerate(self.steps):
-            definition, call = self._function(index)
+            definition, function, call = self._function(index)
+            called.append(function)
             if definition:
                 functions.append(definition)
             calls.append(call)
@@ -295,7 +286,7 @@ class _Program:
         for i, (_, v) in enumerate(self.graph.outputs):
             if self.storage.claimed.get(views.root(v)[0]) != i:
                 calls.append(f"memcpy(output{i}, {self._pointer(v)}, {v.type.bytes});")
-        return functions, calls, stored
+        return functions, calls, called, stored
 
     def _signature(self) -> str:
         ports = [

@@ -27,7 +27,12 @@ from .certify import code_ranges, decoder
 LIBRARY_STACK = 64
 """Bytes allowed for a routine that the C library or the compiler brings, such as memcpy; none of them calls further."""
 
-_LIBRARY = re.compile(r"mem(?:cpy|set|move|cmp)|__aeabi_\w+|__hexagon_\w+|__[a-z]+[sd]i[234]")
+_LIBRARY = re.compile(
+    r"mem(?:cpy|set|move|cmp)|__aeabi_mem(?:cpy|set|clr|move)[48]?"
+    # 32-bit division, and on Armv6-M 64-bit products and shifts: never 64-bit division
+    r"|__aeabi_u?idiv(?:mod)?|__aeabi_l(?:mul|lsl|lsr|asr)|__(?:u?div|u?mod)si3|__(?:mul|ash[lr]|lshr)di3"
+    r"|__hexagon_memcpy\w+|__hexagon_u?(?:div|mod)si3"
+)
 _SECONDS = 900
 
 
@@ -48,8 +53,8 @@ def footprint(build: Build) -> Footprint:
     try:
         stack, deepest = _calls(build).worst(f"{build.name}_run")
     except _Unbounded as reason:
-        return Footprint(code, constants, statics, None, (), str(reason))
-    return Footprint(code, constants, statics, stack, deepest)
+        return Footprint(code, constants, statics, None, (), str(reason), build.toolchain.compiler)
+    return Footprint(code, constants, statics, stack, deepest, "", build.toolchain.compiler)
 
 
 class _Unbounded(Exception):

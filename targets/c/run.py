@@ -82,9 +82,16 @@ class _Emitted(msgspec.Struct, forbid_unknown_fields=True):
 def _emitted(folder: Path) -> _Emitted:
     place = folder / PROGRAM_FILE
     try:
-        return msgspec.json.decode(place.read_bytes(), type=_Emitted)
+        found = msgspec.json.decode(place.read_bytes(), type=_Emitted)
     except (OSError, msgspec.DecodeError, RecursionError) as e:
         raise BadInput(f"cannot read {place}: {e}") from None
+    numbers = [n for layer in found.layers for n in (layer.macs, layer.scratch_bytes, layer.cost)]
+    if (
+        sorted(found.values.values()) != list(range(len(found.values)))
+        or min(numbers, default=0) < 0
+    ):
+        raise BadInput(f"{place} is not what qcompile wrote: the folder was changed")
+    return found
 
 
 class Program:
@@ -179,7 +186,17 @@ class Program:
         """Name and type of every stored value by its trace id; BadInput where one is none of the graph's."""
         kinds = {v.name: v.type for v in self._graph.values()}
         for name, piece in self.pieces.items():
-            if (whole := kinds.get(piece.value)) is not None:
+            whole = kinds.get(piece.value)
+            if (
+                whole is None
+                or len(whole.shape) < 2
+                or not 0 <= piece.first < piece.last <= whole.shape[1]
+            ):
+                raise BadInput(
+                    f"{self.build.folder / PROGRAM_FILE} says that {name} is rows {piece.first} to {piece.last} of"
+                    f" {piece.value}, which has none such: the folder was changed"
+                )
+            if name not in kinds:
                 lead, _, *rest = whole.shape
                 kinds[name] = TensorType(whole.dtype, (lead, piece.last - piece.first, *rest))
         ids = _emitted(self.build.folder).values

@@ -231,13 +231,17 @@ class CortexM:
         )
         return replace(model, files={**model.files, **around})
 
-    def _toolchain(self, cpu: str, folder: Path) -> build.Toolchain:
+    def _toolchain(self, cpu: str, folder: Path, sanitize: bool = False) -> build.Toolchain:
         """A compiler for `cpu`, whose programs are linked as the emulator's board wants them."""
         core = self._core(cpu)
         link = ("-static", "-Wl,--entry=reset", "-T", str(folder.resolve() / _SCRIPT))
         if (zig := build.find_zig()) is not None:
             return build.Toolchain(
-                (*zig, *core.zig), (), (*_no_library(core), *link), host=_HOST, language=_LANGUAGE
+                (*zig, *core.zig),
+                (),
+                (*_no_library(core, sanitize), *link),
+                host=_HOST,
+                language=_LANGUAGE,
             )
         if (gcc := build.find("arm-none-eabi-gcc")) is not None:
             return build.Toolchain(
@@ -256,7 +260,7 @@ class CortexM:
         self, folder: Path, graph: Graph, *, name: str, cpu: str, sanitize: bool = False
     ) -> Runner:
         """Build a program for the emulator's board; with `sanitize`, one that traps at undefined behaviour."""
-        toolchain = replace(self._toolchain(cpu, folder), emulator=self._emulator(cpu))
+        toolchain = replace(self._toolchain(cpu, folder, sanitize), emulator=self._emulator(cpu))
 
         options = build.TRAP if sanitize else ()
         return run.Program(build.Build(folder, name, toolchain, options), graph)
@@ -282,9 +286,12 @@ class CortexM:
         return lacks
 
 
-def _no_library(core: Core) -> tuple[str, ...]:
-    """Zig's flags for a program without a C library; Armv6-M multiplies 64 bits in the compiler's run-time library."""
-    return ("-nostartfiles",) if core.summary == "Armv6-M" else ("-nostdlib",)
+def _no_library(core: Core, sanitize: bool = False) -> tuple[str, ...]:
+    """Zig's flags for a program without a C library, and where nothing calls it without the compiler's own either.
+
+    Armv6-M multiplies 64 bits there, and code that is not optimised much may divide.
+    """
+    return ("-nostartfiles",) if sanitize or core.summary == "Armv6-M" else ("-nostdlib",)
 
 
 def emulator(machine: Machine) -> tuple[str, ...]:

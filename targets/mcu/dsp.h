@@ -117,14 +117,17 @@ DSP_FILL(dsp_fill, "4")
     "smlad r3, r8, r10, r3\n"                                                                                          \
     "smlad r4, r9, r10, r4\n"
 
-/* Saves registers, reserves `frame` bytes and leaves patch, its end and the loop's entry in the frame at `at`. */
-#define DSP_ENTER5(frame, at_patch, at_end, at_entry)                                                                  \
+/* The frame holds `base` bytes of the kernel's own; then patch, its end and the loop's entry. */
+#define DSP_FRAME5 "12"
+
+/* Saves registers, makes the frame and fills its last three words; lr then points at the weights. */
+#define DSP_ENTER5(base)                                                                                               \
     "push {r4-r11, lr}\n"                                                                                              \
-    "sub sp, #" frame "\n"                                                                                             \
+    "sub sp, #" base "+" DSP_FRAME5 "\n"                                                                               \
     "movs r5, #40\n"                                                                                                   \
     "mla r5, r3, r5, r2\n"                                                                                             \
-    "str r2, [sp, #" at_patch "]\n"                                                                                    \
-    "str r5, [sp, #" at_end "]\n"                                                                                      \
+    "str r2, [sp, #" base "]\n"                                                                                        \
+    "str r5, [sp, #" base "+4]\n"                                                                                      \
     "subs r3, #1\n"                                                                                                    \
     "and r3, r3, #7\n"                                                                                                 \
     "adds r3, #1\n"                                                                                                    \
@@ -132,92 +135,110 @@ DSP_FILL(dsp_fill, "4")
     "muls r3, r5\n"                                                                                                    \
     "adr r5, 3f + 1\n"                                                                                                 \
     "subs r5, r5, r3\n"                                                                                                \
-    "str r5, [sp, #" at_entry "]\n"                                                                                    \
+    "str r5, [sp, #" base "+8]\n"                                                                                      \
     "mov lr, r1\n"
 
 /* The sums of one channel: from its bias through all blocks; lr is then behind its weights. */
-#define DSP_SUM5(at_patch, at_end, at_entry)                                                                           \
+#define DSP_SUM5(base)                                                                                                 \
     "1:\n"                                                                                                             \
     "ldr r0, [lr], #4\n"                                                                                               \
-    "ldr r12, [sp, #" at_patch "]\n"                                                                                   \
+    "ldr r12, [sp, #" base "]\n"                                                                                       \
     "mov r1, r0\n"                                                                                                     \
     "mov r2, r0\n"                                                                                                     \
     "mov r3, r0\n"                                                                                                     \
     "mov r4, r0\n"                                                                                                     \
-    "ldr pc, [sp, #" at_entry "]\n"                                                                                    \
+    "ldr pc, [sp, #" base "+8]\n"                                                                                      \
     ".p2align 2\n"                                                                                                     \
     "2:\n"                                                                                                             \
     ".rept 8\n" DSP_BLOCK5 ".endr\n"                                                                                   \
     "3:\n"                                                                                                             \
-    "ldr r5, [sp, #" at_end "]\n"                                                                                      \
+    "ldr r5, [sp, #" base "+4]\n"                                                                                      \
     "cmp r12, r5\n"                                                                                                    \
     "bne 2b\n"
 
-/* Five pixels, all channels, to int8. `weights`: for each channel the bias, `blocks` words of weights, the multiplier.
+/* How kernels for five pixels find their weights: `ENTER`, `SUM` and `FRAME` are DSP_ENTER5, DSP_SUM5 and DSP_FRAME5, or
+ * those of another packing. */
+
+/* Five pixels, all channels, to int8. `weights`: for each channel the bias, its weights, the multiplier.
  *     y[p * stride + channel] = saturate8(zero_point + ((sum[p] * multiplier + (1 << 31)) >> 32)); */
-DSP_ASM void dsp_conv5(int8_t *y, const int32_t *weights, const int32_t *patch, int blocks, int channels, int stride,
-                       int zero_point)
-{
-    __asm__ volatile(DSP_ENTER5("28", "16", "20", "24")
-                     "ldr r4, [sp, #64]\n"
-                     "ldr r2, [sp, #68]\n"
-                     "ldr r5, [sp, #72]\n"
-                     "add r3, r0, r4\n"
-                     "mov r1, r0\n"
-                     "mov r0, r5\n"
-                     "stmia sp, {r0-r3}\n" DSP_SUM5("16", "20", "24")
-                     "ldr r5, [lr], #4\n"
-                     "ldmia sp, {r6-r9}\n"
-                     "smmlar r0, r0, r5, r6\n"
-                     "smmlar r1, r1, r5, r6\n"
-                     "smmlar r2, r2, r5, r6\n"
-                     "smmlar r3, r3, r5, r6\n"
-                     "smmlar r4, r4, r5, r6\n"
-                     "ssat r0, #8, r0\n"
-                     "ssat r1, #8, r1\n"
-                     "ssat r2, #8, r2\n"
-                     "ssat r3, #8, r3\n"
-                     "ssat r4, #8, r4\n"
-                     "strb r0, [r7]\n"
-                     "strb r1, [r7, r8]\n"
-                     "strb r2, [r7, r8, lsl #1]\n"
-                     "strb r4, [r7, r8, lsl #2]\n"
-                     "add r8, r8, r8, lsl #1\n"
-                     "strb r3, [r7, r8]\n"
-                     "adds r7, #1\n"
-                     "str r7, [sp, #4]\n"
-                     "cmp r7, r9\n"
-                     "bne 1b\n"
-                     "add sp, #28\n"
-                     "pop {r4-r11, pc}\n");
-}
+#define DSP_CONV5(name, ENTER, SUM, FRAME)                                                                             \
+    DSP_ASM void name(int8_t *y, const int32_t *weights, const int32_t *patch, int blocks, int channels, int stride,   \
+                      int zero_point)                                                                                  \
+    {                                                                                                                  \
+        __asm__ volatile(ENTER("16")                                                                                   \
+                         "ldr r4, [sp, #52+" FRAME "]\n"                                                               \
+                         "ldr r2, [sp, #56+" FRAME "]\n"                                                               \
+                         "ldr r5, [sp, #60+" FRAME "]\n"                                                               \
+                         "add r3, r0, r4\n"                                                                            \
+                         "mov r1, r0\n"                                                                                \
+                         "mov r0, r5\n"                                                                                \
+                         "stmia sp, {r0-r3}\n" SUM("16")                                                               \
+                         "ldr r5, [lr], #4\n"                                                                          \
+                         "ldmia sp, {r6-r9}\n"                                                                         \
+                         "smmlar r0, r0, r5, r6\n"                                                                     \
+                         "smmlar r1, r1, r5, r6\n"                                                                     \
+                         "smmlar r2, r2, r5, r6\n"                                                                     \
+                         "smmlar r3, r3, r5, r6\n"                                                                     \
+                         "smmlar r4, r4, r5, r6\n"                                                                     \
+                         "ssat r0, #8, r0\n"                                                                           \
+                         "ssat r1, #8, r1\n"                                                                           \
+                         "ssat r2, #8, r2\n"                                                                           \
+                         "ssat r3, #8, r3\n"                                                                           \
+                         "ssat r4, #8, r4\n"                                                                           \
+                         "strb r0, [r7]\n"                                                                             \
+                         "strb r1, [r7, r8]\n"                                                                         \
+                         "strb r2, [r7, r8, lsl #1]\n"                                                                 \
+                         "strb r4, [r7, r8, lsl #2]\n"                                                                 \
+                         "add r8, r8, r8, lsl #1\n"                                                                    \
+                         "strb r3, [r7, r8]\n"                                                                         \
+                         "adds r7, #1\n"                                                                               \
+                         "str r7, [sp, #4]\n"                                                                          \
+                         "cmp r7, r9\n"                                                                                \
+                         "bne 1b\n"                                                                                    \
+                         "add sp, #16+" FRAME "\n"                                                                     \
+                         "pop {r4-r11, pc}\n");                                                                        \
+    }
 
 /* The same, with another int8 tensor added: `multiplier` holds m and, in its low five bits, the shift p.
  *     y[at] = saturate8((constant + x[at] * factor + (((sum[p] << shift) * m) >> 32)) >> fraction); */
-DSP_ASM void dsp_conv5_add(int8_t *y, const int32_t *weights, const int32_t *patch, int blocks, int channels,
-                           int stride, const int8_t *x, int factor, int constant, int fraction)
-{
-    __asm__ volatile(DSP_ENTER5("44", "28", "32", "36")
-                     "ldr r4, [sp, #80]\n"
-                     "add r5, r0, r4\n"
-                     "str r5, [sp, #24]\n"
-                     "add r5, sp, #84\n"
-                     "ldmia r5, {r4-r8}\n"
-                     "subs r5, r5, r0\n"
-                     "mov r9, r0\n"
-                     "mov r10, r4\n"
-                     "mov r11, r5\n"
-                     "stmia sp, {r6-r11}\n" DSP_SUM5("28", "32", "36")
-                     "ldr r5, [lr], #4\n"
-                     "and r6, r5, #31\n"
-                     "bic r5, r5, #31\n"
-                     "lsl r0, r0, r6\n"
-                     "lsl r1, r1, r6\n"
-                     "lsl r2, r2, r6\n"
-                     "lsl r3, r3, r6\n"
-                     "lsl r4, r4, r6\n"
-                     "ldmia sp, {r7-r12}\n"
-                     "add r12, r12, r10\n"
+#define DSP_CONV5_ADD(name, ENTER, SUM, FRAME)                                                                         \
+    DSP_ASM void name(int8_t *y, const int32_t *weights, const int32_t *patch, int blocks, int channels, int stride,   \
+                      const int8_t *x, int factor, int constant, int fraction)                                         \
+    {                                                                                                                  \
+        __asm__ volatile(ENTER("28")                                                                                   \
+                         "ldr r4, [sp, #64+" FRAME "]\n"                                                               \
+                         "add r5, r0, r4\n"                                                                            \
+                         "str r5, [sp, #24]\n"                                                                         \
+                         "add r5, sp, #68+" FRAME "\n"                                                                 \
+                         "ldmia r5, {r4-r8}\n"                                                                         \
+                         "subs r5, r5, r0\n"                                                                           \
+                         "mov r9, r0\n"                                                                                \
+                         "mov r10, r4\n"                                                                               \
+                         "mov r11, r5\n"                                                                               \
+                         "stmia sp, {r6-r11}\n" SUM("28")                                                              \
+                         "ldr r5, [lr], #4\n"                                                                          \
+                         "and r6, r5, #31\n"                                                                           \
+                         "bic r5, r5, #31\n"                                                                           \
+                         "lsl r0, r0, r6\n"                                                                            \
+                         "lsl r1, r1, r6\n"                                                                            \
+                         "lsl r2, r2, r6\n"                                                                            \
+                         "lsl r3, r3, r6\n"                                                                            \
+                         "lsl r4, r4, r6\n"                                                                            \
+                         "ldmia sp, {r7-r12}\n"                                                                        \
+                         "add r12, r12, r10\n"                                                                         \
+                         DSP_ADD("r0", "") DSP_ADD("r1", ", r11") DSP_ADD("r2", ", r11, lsl #1")                       \
+                         DSP_ADD("r4", ", r11, lsl #2")                                                                \
+                         "add r11, r11, r11, lsl #1\n" DSP_ADD("r3", ", r11")                                          \
+                         "adds r10, #1\n"                                                                              \
+                         "str r10, [sp, #12]\n"                                                                        \
+                         "ldr r6, [sp, #24]\n"                                                                         \
+                         "cmp r10, r6\n"                                                                               \
+                         "bne 1b\n"                                                                                    \
+                         "add sp, #28+" FRAME "\n"                                                                     \
+                         "pop {r4-r11, pc}\n");                                                                        \
+    }
+
+/* One result of DSP_CONV5_ADD. */
 #define DSP_ADD(sum, index)                                                                                            \
     "ldrsb r6, [r12" index "]\n"                                                                                       \
     "mla r6, r6, r7, r8\n"                                                                                             \
@@ -225,42 +246,36 @@ DSP_ASM void dsp_conv5_add(int8_t *y, const int32_t *weights, const int32_t *pat
     "asr " sum ", " sum ", r9\n"                                                                                       \
     "ssat " sum ", #8, " sum "\n"                                                                                      \
     "strb " sum ", [r10" index "]\n"
-                     DSP_ADD("r0", "") DSP_ADD("r1", ", r11") DSP_ADD("r2", ", r11, lsl #1")
-                     DSP_ADD("r4", ", r11, lsl #2")
-                     "add r11, r11, r11, lsl #1\n" DSP_ADD("r3", ", r11")
-                     "adds r10, #1\n"
-                     "str r10, [sp, #12]\n"
-                     "ldr r6, [sp, #24]\n"
-                     "cmp r10, r6\n"
-                     "bne 1b\n"
-                     "add sp, #44\n"
-                     "pop {r4-r11, pc}\n");
-}
 
 /* The same, only the sums; no multiplier follows the weights.
  *     sums[p * channels + channel] = sum[p]; */
-DSP_ASM void dsp_sum5(int32_t *sums, const int32_t *weights, const int32_t *patch, int blocks, int channels)
-{
-    __asm__ volatile(DSP_ENTER5("28", "16", "20", "24")
-                     "ldr r4, [sp, #64]\n"
-                     "lsls r2, r4, #2\n"
-                     "adds r3, r0, r2\n"
-                     "stmia sp, {r1-r3}\n"
-                     "str r0, [sp]\n" DSP_SUM5("16", "20", "24")
-                     "ldm sp, {r7-r9}\n"
-                     "str r0, [r7]\n"
-                     "str r1, [r7, r8]\n"
-                     "str r2, [r7, r8, lsl #1]\n"
-                     "str r4, [r7, r8, lsl #2]\n"
-                     "add r8, r8, r8, lsl #1\n"
-                     "str r3, [r7, r8]\n"
-                     "adds r7, #4\n"
-                     "str r7, [sp]\n"
-                     "cmp r7, r9\n"
-                     "bne 1b\n"
-                     "add sp, #28\n"
-                     "pop {r4-r11, pc}\n");
-}
+#define DSP_SUMS5(name, ENTER, SUM, FRAME)                                                                             \
+    DSP_ASM void name(int32_t *sums, const int32_t *weights, const int32_t *patch, int blocks, int channels)           \
+    {                                                                                                                  \
+        __asm__ volatile(ENTER("16")                                                                                   \
+                         "ldr r4, [sp, #52+" FRAME "]\n"                                                               \
+                         "lsls r2, r4, #2\n"                                                                           \
+                         "adds r3, r0, r2\n"                                                                           \
+                         "stmia sp, {r1-r3}\n"                                                                         \
+                         "str r0, [sp]\n" SUM("16")                                                                    \
+                         "ldm sp, {r7-r9}\n"                                                                           \
+                         "str r0, [r7]\n"                                                                              \
+                         "str r1, [r7, r8]\n"                                                                          \
+                         "str r2, [r7, r8, lsl #1]\n"                                                                  \
+                         "str r4, [r7, r8, lsl #2]\n"                                                                  \
+                         "add r8, r8, r8, lsl #1\n"                                                                    \
+                         "str r3, [r7, r8]\n"                                                                          \
+                         "adds r7, #4\n"                                                                               \
+                         "str r7, [sp]\n"                                                                              \
+                         "cmp r7, r9\n"                                                                                \
+                         "bne 1b\n"                                                                                    \
+                         "add sp, #16+" FRAME "\n"                                                                     \
+                         "pop {r4-r11, pc}\n");                                                                        \
+    }
+
+DSP_CONV5(dsp_conv5, DSP_ENTER5, DSP_SUM5, DSP_FRAME5)
+DSP_CONV5_ADD(dsp_conv5_add, DSP_ENTER5, DSP_SUM5, DSP_FRAME5)
+DSP_SUMS5(dsp_sum5, DSP_ENTER5, DSP_SUM5, DSP_FRAME5)
 
 /* Four depths of four channels at one pixel: 16 products in 18 instructions. r0-r3 sums, r11 patch, r12 weights. */
 #define DSP_DENSE_ONE(sum, word)                                                                                       \
@@ -329,20 +344,26 @@ static inline int32_t dsp_bits(const uint8_t *bytes, uint32_t from, uint32_t wid
 {
     uint32_t word;
     __asm__("ldr %0, [%1]" : "=r"(word) : "r"(bytes + (from >> 3)), "m"(*(const uint8_t(*)[4])(bytes + (from >> 3))));
-    return (int32_t)((word >> (from & 7u)) & ((1u << width) - 1u));
+    word = (word >> (from & 7u)) & ((1u << width) - 1u);
+    return (int32_t)word;
 }
 
 /* How a layer's constants are packed, bit after bit: for each channel the bias less `bias_low`, the multiplier's left
- * shift less `shift_low`, and the multiplier below its leading one. The
- * sum is shifted left by `left` bits first, the product right by `fraction` bits. */
+ * shift less `shift_low`, and the multiplier below its leading one. The sum is shifted left by `left` bits first, the
+ * product right by `fraction` bits. */
 struct dsp_fields {
     int32_t bias_low;
-    uint8_t bias_bits, shift_bits, shift_low, multiplier_bits, left, fraction;
+    uint8_t bias_bits;
+    uint8_t shift_bits;
+    uint8_t shift_low;
+    uint8_t multiplier_bits;
+    uint8_t left;
+    uint8_t fraction;
 };
 
 /* One pixel, all channels, rescaled to a type of `bits` bits: constants are packed as `fields` says, which the compiler
  * knows where this is called and inlined. */
-#define DSP_DENSE(name, type, bits)                                                                                    \
+#define DSP_DENSE(name, type, bits, dense)                                                                             \
     static inline __attribute__((always_inline)) void name(type *y, const int32_t *weights, const int32_t *patch,      \
                                                        int blocks, int channels, const uint8_t *constants,             \
                                                        int32_t addend, struct dsp_fields fields)                       \
@@ -352,7 +373,7 @@ struct dsp_fields {
         for (int first = 0; first < channels; first += 32) {                                                           \
             int32_t sums[32];                                                                                          \
             const int count = channels - first < 32 ? channels - first : 32;                                           \
-            weights = dsp_dense(sums, weights, patch, blocks, (count + 3) >> 2);                                       \
+            weights = dense(sums, weights, patch, blocks, (count + 3) >> 2);                                           \
             for (int c = 0; c < count; ++c) {                                                                          \
                 const int32_t bias = dsp_bits(constants, from, fields.bias_bits) + fields.bias_low;                    \
                 const int32_t scale = dsp_bits(constants, from + fields.bias_bits, scale_bits);                        \
@@ -367,8 +388,8 @@ struct dsp_fields {
         }                                                                                                              \
     }
 
-DSP_DENSE(dsp_dense_s8, int8_t, 8)
-DSP_DENSE(dsp_dense_s16, int16_t, 16)
+DSP_DENSE(dsp_dense_s8, int8_t, 8, dsp_dense)
+DSP_DENSE(dsp_dense_s16, int16_t, 16, dsp_dense)
 
 /* Three taps of four channels: 12 products in 25 instructions. r0-r3 sums, r8 taps, r9 weights, r10 first channel. */
 #define DSP_TAP(pixel)                                                                                                 \

@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from qcompile.ir import Value, ops
 
-from ..c.convolve import Depthwise, Dot
 from ..c.kernel import Kernel, Layer, Scratch, Step, aligned, constant, ends, loops
-from ..c.kernels import PORTABLE
 from ..c.nest import Nest, row_major
 from ..c.text import affine, at, c_int, c_type, render
 from ..c.window import Window, pixels, window_of
 from .dsp_depthwise import Channels
-from .dsp_rescale import HEADER, HERE, Plain, Sum, packed_fields, plain, skip
+from .dsp_elementwise import Bytes
+from .dsp_pool import Largest, Mean
+from .dsp_rescale import HERE, Plain, Sum, packed_fields, plain, skip
+from .dsp_scalar import SCALAR
+from .dsp_weights import BLOCK, BYTES, NIBBLES, Packing, blocks_of, depth, multiplies
 
 _TILE = 5
 """Pixels at once: five sums, five activations, two of weights and two pointers fill the registers."""
@@ -28,36 +30,33 @@ _TILE = 5
 class Pixels:
     """Conv and MatMul: the patches of five pixels, widened to int16 and interleaved, times each channel's weights.
 
-    Weights stay bytes and are widened in registers, once for five pixels. Where the fused Rescale has the shape that
+    Weights stay packed and are widened in registers, once for five pixels. Where the fused Rescale has the shape that
     the micro-kernel knows (`dsp_rescale`), the sums are rescaled in registers too.
     """
 
     name: str = "dsp"
-    includes: Sequence[str | Path] = (HEADER,)
+    packing: Packing = BYTES
+    includes: Sequence[str | Path] = BYTES.headers
 
     def matches(self, step: Step) -> bool:
         """Conv of one group and MatMul, of bytes or int16."""
-        return multiplies(step)
+        return multiplies(step) and self.packing.suits(step)
 
     def cost(self, step: Step) -> int:
         """Instructions: 15 for 20 products, 5 for widening four activations, and what each result takes."""
-        tiles, outputs, blocks = (
-            -(-count(step) // _TILE),
-            step.output.type.shape[-1],
-            blocks_of(step),
-        )
-        channel = 31 + 15 * blocks + 3 * -(-blocks // 8)
+        tiles, channel = -(-count(step) // _TILE), 24
         match self._rescaled(step):
             case Sum():
                 channel += 25
             case None:
                 channel += _TILE * stored(step)
-        return tiles * (80 + outputs * channel + 5 * gather_cost(step))
+        sums = self.packing.sums_of_five(step)
+        return tiles * (80 + sums + step.output.type.shape[-1] * channel + 5 * gather_cost(step))
 
     def scratch(self, step: Step) -> Scratch:
         """The patches; where the last five pixels are not all there, room for their results."""
         rescaled, outputs = self._rescaled(step), step.output.type.shape[-1]
-        regions = [("patch", "int32_t", 2 * _TILE * blocks_of(step)), *line(step)]
+        regions = [("patch", "int32_t", _TILE * self.packing.patch_words(step)), *line(step)]
         if rescaled is None:
             regions.append(("sums", "int32_t", _TILE * outputs))
         elif self._raster(step)[1] % _TILE:
@@ -100,6 +99,7 @@ class Pixels:
             group=group,
             pixels=size,
             tile=_TILE,
+            prefix=self.packing.prefix,
             first=first,
             outputs=outputs,
             weights=weights,
@@ -119,7 +119,7 @@ class Pixels:
 
     def _pack(self, step: Step, rescaled: Plain | Sum | None) -> NDArray[np.int32]:
         """For each channel its bias, four weights a word, and its multiplier."""
-        columns = [constant(step.node, 2).astype(np.int32)[:, None], words(step)]
+        columns = [constant(step.node, 2).astype(np.int32)[:, None], self.packing.pack(step)]
         if rescaled is not None:
             columns.append(rescaled.multipliers[:, None])
         return np.concatenate(columns, axis=1)
@@ -138,15 +138,6 @@ class Pixels:
         return outer, int(np.prod([n for _, n in group], dtype=np.int64)), group
 
 
-def multiplies(step: Step) -> bool:
-    """A dense Conv or a MatMul whose activations fit int16."""
-    op = step.node.op
-    if not (isinstance(op, ops.MatMul) or (isinstance(op, ops.Conv) and op.groups == 1)):
-        return False
-    kind = step.node.inputs[0].type.dtype
-    return kind.bits <= (16 if kind.signed else 8)
-
-
 def window(step: Step) -> Window | None:
     """The window of a Conv."""
     return window_of(step.node) if isinstance(step.node.op, ops.Conv) else None
@@ -155,24 +146,6 @@ def window(step: Step) -> Window | None:
 def count(step: Step) -> int:
     """Pixels, or rows of a MatMul."""
     return step.output.type.size // step.output.type.shape[-1]
-
-
-def depth(step: Step) -> int:
-    """Products in one sum."""
-    return int(np.prod(step.node.inputs[1].type.shape[1:], dtype=np.int64))
-
-
-def blocks_of(step: Step) -> int:
-    """Words of four weights in one channel."""
-    return -(-depth(step) // 4)
-
-
-def words(step: Step) -> NDArray[np.int32]:
-    """Four weights of a channel in each word, the first in the lowest byte, filled with zeros."""
-    weights = constant(step.node, 1)
-    rows = weights.reshape(len(weights), -1).astype(np.int8)
-    rows = np.pad(rows, ((0, 0), (0, 4 * blocks_of(step) - rows.shape[1])))
-    return np.ascontiguousarray(rows).view("<i4").astype(np.int32)
 
 
 def whole_words(step: Step) -> bool:
@@ -184,7 +157,7 @@ def line(step: Step) -> list[tuple[str, str, int]]:
     """Where the taps of a pixel are collected before they are widened."""
     if whole_words(step):
         return []
-    return [("line", c_type(step.node.inputs[0].type.dtype), 4 * blocks_of(step))]
+    return [("line", c_type(step.node.inputs[0].type.dtype), BLOCK * blocks_of(step))]
 
 
 def stored(step: Step) -> int:
@@ -195,11 +168,12 @@ def stored(step: Step) -> int:
 
 def gather_cost(step: Step) -> int:
     """Instructions that widen one pixel's taps."""
-    geometry, words = window(step), blocks_of(step)
+    geometry, words, whole = window(step), blocks_of(step), whole_words(step)
     rows = 10
     if geometry is not None and geometry.taps > 1:
-        rows = 20 + 35 * geometry.y.kernel
-    return rows + (5 if whole_words(step) else 9) * words
+        wide = not whole and step.node.inputs[0].type.dtype.bytes > 1
+        rows = 20 + (50 if wide else 35) * geometry.y.kernel
+    return rows + (5 if whole else 9) * words
 
 
 def gather_values(layer: Layer, nest: Nest, lanes: str, offset: int) -> dict[str, object]:
@@ -229,23 +203,24 @@ class Dense:
     """Conv and MatMul of few pixels: four channels at once, their weights interleaved."""
 
     name: str = "dsp dense"
-    includes: Sequence[str | Path] = (HEADER,)
+    packing: Packing = BYTES
+    includes: Sequence[str | Path] = BYTES.headers
 
     def matches(self, step: Step) -> bool:
         """Conv of one group and MatMul, of bytes or int16."""
-        return multiplies(step)
+        return multiplies(step) and self.packing.suits(step)
 
     def cost(self, step: Step) -> int:
         """Instructions: 18 for 16 products, and what each result takes."""
-        outputs, blocks = step.output.type.shape[-1], blocks_of(step)
-        group = 13 + 18 * blocks + 2 * -(-blocks // 4)
-        each = 25 if packed_fields(step) else 8 + stored(step)
-        pixel = 80 + -(-outputs // 4) * group + each * outputs + gather_cost(step)
+        outputs = step.output.type.shape[-1]
+        each, at_once = (26, 32) if packed_fields(step) else (8 + stored(step), outputs)
+        sums = self.packing.sums_of_one(step, at_once)
+        pixel = 40 + sums + each * outputs + gather_cost(step)
         return count(step) * pixel
 
     def scratch(self, step: Step) -> Scratch:
         """The patch of one pixel and its sums."""
-        regions = [("patch", "int32_t", 2 * blocks_of(step)), *line(step)]
+        regions = [("patch", "int32_t", self.packing.patch_words(step)), *line(step)]
         if packed_fields(step) is None:
             regions.append(("sums", "int32_t", 4 * self._groups(step)))
         return Scratch(tuple(regions))
@@ -273,6 +248,7 @@ class Dense:
             **gather_values(layer, nest, "", fields.offset if fields else 0),
             scratch=layer.scratch.declarations,
             nest=nest,
+            prefix=self.packing.prefix,
             outputs=step.output.type.shape[-1],
             groups=self._groups(step),
             weights=layer.constant("weights", self._pack(step)),
@@ -291,35 +267,14 @@ class Dense:
     def _pack(self, step: Step) -> NDArray[np.int32]:
         """For each four channels, word by word those of the four."""
         missing = (0, 4 * self._groups(step) - step.output.type.shape[-1])
-        rows = np.pad(words(step), (missing, (0, 0))).reshape(self._groups(step), 4, -1)
+        rows = np.pad(self.packing.pack(step), (missing, (0, 0)))
+        rows = rows.reshape(self._groups(step), 4, -1)
         return np.ascontiguousarray(rows.transpose(0, 2, 1))
 
 
-@dataclass(frozen=True)
-class Scalar(Dot):
-    """The portable kernel where the others cannot compute, with what it takes on these cores."""
-
-    def matches(self, step: Step) -> bool:
-        """Groups."""
-        return super().matches(step) and not multiplies(step)
-
-    def cost(self, step: Step) -> int:
-        """Instructions: 3 a product, and for each tap of a patch and each result."""
-        copies = 10 * count(step) * self.groups(step) * self.depth(step)
-        return 3 * step.macs + 12 * step.output.type.size + copies
-
-
-@dataclass(frozen=True)
-class ScalarDepthwise(Depthwise):
-    """The portable kernel, with what it takes on these cores."""
-
-    def cost(self, step: Step) -> int:
-        """Instructions: 5 a product, and for each result."""
-        return 5 * step.macs + 14 * step.output.type.size
-
-
 KERNELS: tuple[Kernel, ...] = (
-    Pixels(), Dense(), Channels(), Scalar(), ScalarDepthwise(),
-    *(k for k in PORTABLE if not isinstance(k, Dot | Depthwise)),
+    Pixels(), Pixels("dsp int4", NIBBLES, NIBBLES.headers),
+    Dense(), Dense("dsp dense int4", NIBBLES, NIBBLES.headers),
+    Channels(), Bytes(), Largest(), Mean(), *SCALAR,
 )  # fmt: skip
 """For cores with the DSP extension; what has no kernel here is portable."""

@@ -42,10 +42,11 @@ class Channels:
         )
 
     def cost(self, step: Step) -> int:
-        """Instructions: 25 for three taps of four channels, 22 for the results; and the addresses of the taps."""
-        channels = step.output.type.shape[-1]
+        """Instructions: 28 for three taps of four channels, 25 for the results; and the addresses of the taps."""
+        channels, geometry = step.output.type.shape[-1], window_of(step.node)
         taps = self._taps(step)
-        pixel = 45 + 10 * taps + channels // 4 * (26 + 28 * taps // _TAPS)
+        checks = len(geometry.y.inside) + len(geometry.x.inside)
+        pixel = 24 + (2 + checks) * geometry.taps + channels // 4 * (25 + 28 * taps // _TAPS)
         return step.output.type.size // channels * pixel
 
     def scratch(self, step: Step) -> Scratch:

@@ -17,7 +17,8 @@ HERE = Path(__file__).parent
 HEADER = HERE / "dsp.h"
 """The micro-kernels."""
 
-_LIMIT = 1 << 31
+LIMIT = 1 << 31
+"""What 32 bits do not hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +99,10 @@ def plain(
     for m, p, f, bound in zip(
         *(_row(r[:1] if op.spatial else r, channels) for r in rows), bounds, strict=True
     ):
-        if f + left < fraction or bound << left >= _LIMIT:
+        if f + left < fraction or bound << left >= LIMIT:
             return None
         scaled = _whole(m << p, f + left, fraction, bound << left, steps)
-        if scaled is None or scaled >= _LIMIT:
+        if scaled is None or scaled >= LIMIT:
             return None
         found.append(scaled)
     return Plain(np.array(found, np.int32), op.zero_point, op.out.bits)
@@ -119,7 +120,7 @@ def skip(step: Step) -> Sum | None:
     if not one or not alike or value.const is not None or value is step.node.inputs[0]:
         return None
     f, n, channels = op.f[0], op.vals[0].multiplier[0], step.output.type.shape[-1]
-    if prove_rescale(step.rescale) + (abs(op.zero_point) << f) >= _LIMIT:
+    if prove_rescale(step.rescale) + (abs(op.zero_point) << f) >= LIMIT:
         return None
     constant = (1 << (f - 1)) + (op.zero_point << f) - op.vals[0].zero_point * n
     found = []
@@ -128,12 +129,12 @@ def skip(step: Step) -> Sum | None:
         if m % 32:
             return None
         found.append(m | p)
-    return Sum(np.array(found, np.int32), value, n, _wrapped(constant), f)
+    return Sum(np.array(found, np.int32), value, n, wrapped(constant), f)
 
 
-def _wrapped(n: int) -> int:
+def wrapped(n: int) -> int:
     """The int32 that equals n modulo 2**32: what it is added to is within 32 bits again."""
-    return (n + _LIMIT) % (2 * _LIMIT) - _LIMIT
+    return (n + LIMIT) % (2 * LIMIT) - LIMIT
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,8 +224,7 @@ def _small_bias(step: Step) -> tuple[int, NDArray[np.int64]]:
         within = -(1 << 15) <= lo + offset and hi + offset < 1 << 15
         return (
             within
-            and int(product_bound(weights, shifted(offset), lo + offset, hi + offset).max())
-            < _LIMIT
+            and int(product_bound(weights, shifted(offset), lo + offset, hi + offset).max()) < LIMIT
         )
 
     if node.inputs[0].type.dtype.bits > 8:

@@ -10,14 +10,15 @@ import numpy as np
 
 from qcompile.ir import Value, ops
 
-from ..c.convolve import Dot
 from ..c.kernel import Kernel, Layer, Scratch, Step, aligned, ends, key, loops
-from ..c.kernels import PORTABLE
 from ..c.nest import Nest
 from ..c.text import affine, at, c_int, render
 from ..c.window import window_of
+from . import mve_portable as portable
 from .mve_depthwise import HEADER, Depthwise
+from .mve_lanes import Elementwise, replaced
 from .mve_plan import Plan
+from .mve_pool import Largest, Sums
 from .mve_rescale import Four, Sixteen, in_lanes
 
 HERE = Path(__file__).parent
@@ -153,7 +154,7 @@ class _Code:
     def _row_of(self, pixel: str) -> str:
         """Index of a row of a MatMul's operand."""
         index = self.plan.nest.at["x"]
-        return _replaced(index, self.plan.nest.loops[-1][0], pixel) if self.plan.pairs else index
+        return replaced(index, self.plan.nest.loops[-1][0], pixel) if self.plan.pairs else index
 
     def _rows(self, x: str) -> _Rows:
         plan, w = self.plan, self.plan.window
@@ -180,8 +181,8 @@ class _Code:
             return affine([(self.first, plan.outputs)])
         index = plan.nest.at[operand]
         if plan.pairs:
-            index = _replaced(index, plan.nest.loops[-1][0], self.first)
-        return _replaced(index, "c", "0" if plan.pairs else self.first)
+            index = replaced(index, plan.nest.loops[-1][0], self.first)
+        return replaced(index, "c", "0" if plan.pairs else self.first)
 
     def _parameter(
         self, role: str, data: np.ndarray[tuple[int, ...], np.dtype[np.signedinteger]]
@@ -254,28 +255,8 @@ class _Code:
         return f"acc + pixel / 2 * {2 * self.plan.padded} + pixel % 2 * 4"
 
 
-def _replaced(index: str, variable: str, by: str) -> str:
-    """An index expression with another value for one of its variables."""
-    terms: list[tuple[str, int]] = []
-    for term in index.replace(" - ", " + -").split(" + "):
-        name, _, factor = term.partition(" * ")
-        terms.append((by if name == variable else name, int(factor or 1)))
-    return affine(
-        [t for t in terms if not t[0].startswith("-")],
-        sum(int(n) for n, _ in terms if n.startswith("-")),
-    )
-
-
-@dataclass(frozen=True)
-class _Portable(Dot):
-    """The portable dot products, whose cost there counts products: here executed instructions are compared."""
-
-    def cost(self, step: Step) -> int:
-        """About four instructions for what is one there."""
-        return 200 + 4 * super().cost(step)
-
-
 KERNELS: tuple[Kernel, ...] = (
-    Products(), Depthwise(), _Portable(), *(k for k in PORTABLE if not isinstance(k, Dot)),
+    Products(), Depthwise(), Largest(), Sums(), Elementwise(), portable.GatheredTable(), portable.Dot(),
+    portable.Depthwise(), portable.Pool(), portable.Table(), portable.Softmax(), portable.Move(),
 )  # fmt: skip
 """For cores with Helium; what has no kernel here is portable."""

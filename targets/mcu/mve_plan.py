@@ -41,7 +41,7 @@ class Plan:
         self.wide = x.dtype.bits > 8
         self.size = 2 if self.wide else 1
         self.flip = 0 if x.dtype.signed else _FLIP
-        narrow = node.inputs[1].type.dtype.bits <= _NIBBLE
+        narrow = node.inputs[1].type.dtype.bits <= _NIBBLE and node.inputs[1].const is not None
         self.nibbles = narrow and int(accumulator_bound(node).max()) < _SIXTEENTH
         self.window: Window | None = window_of(node) if isinstance(node.op, ops.Conv) else None
         self.outputs = step.output.type.shape[-1]
@@ -140,8 +140,8 @@ class Plan:
     def cost(self) -> int:
         """Executed instructions: those of the assembly, and what clang's code around it was counted to take."""
         turns = 2 * -(-self.chunks // 4)
-        # Two nibbles take a shift each, the lower one of 16 bits two; one load in two falls away.
-        shifts = (1, 3)[self.wide] if self.nibbles else 0
+        # Two nibbles take a shift each, the lower one of 16 bits two; a load falls away.
+        shifts = (1, 2)[self.wide] if self.nibbles else 0
         whole = 4 if self.nibbles else 0
         rows = math.prod(n for _, n in self.outer)
         vectors = self.outputs / 16 if self.sixteen else self.outputs / 4
@@ -176,7 +176,7 @@ class Plan:
         if self.strip and self.window is not None:
             kernel = (self.window.y.kernel, self.window.x.kernel)
             weights = weights.reshape(len(weights), *kernel, -1).transpose(0, 2, 1, 3)
-        taps: NDArray[np.generic] = weights.reshape(len(weights), -1).astype(np.int8)
+        taps: NDArray[np.int8] = weights.reshape(len(weights), -1).astype(np.int8)
         if self.flip:
             bias = bias.astype(np.int64) + 128 * taps.astype(np.int64).sum(axis=1)
         chunk = _VECTOR // self.size
@@ -184,7 +184,7 @@ class Plan:
         taps = np.pad(taps, (missing, (0, -taps.shape[1] % chunk)))
         bias = np.pad(bias, missing)
         if self.sixteen is not None:
-            taps, bias = in_lanes(taps), in_lanes(bias)
+            taps, bias = in_lanes(taps).astype(np.int8), in_lanes(bias)
         blocks = taps.reshape(-1, self.lanes, self.chunks, chunk).transpose(0, 2, 1, 3)
         bias = bias.astype(np.int64).reshape(-1, self.lanes)
         if self.nibbles:

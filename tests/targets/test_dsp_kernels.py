@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -10,74 +9,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qcompile.ir import Conv, DType, Graph, MatMul, Node, Port, Rescale, TensorType, Value
+from qcompile.ir import (
+    Conv,
+    DType,
+    Graph,
+    MatMul,
+    Node,
+    Port,
+    Rescale,
+    TensorType,
+    Value,
+)
 from qcompile.ir.arith import AccOperand, ValOperand, fit_rescale
 from qcompile.ir.proof import accumulator_bound, prove, prove_rescale
-from qcompile.targets import mcu
 from qcompile.targets.c.emit import fuse
 from qcompile.targets.c.kernel import Kernel
-from qcompile.targets.c.text import render
-from qcompile.targets.mcu.dsp import KERNELS, Dense, Pixels
-from qcompile.targets.mcu.dsp_depthwise import Channels
+from qcompile.targets.mcu.dsp import Dense, Pixels
 from qcompile.targets.mcu.dsp_rescale import HEADER, packed_fields, plain, skip
-from tests.native import ZIG, check
+from qcompile.targets.mcu.dsp_weights import BYTES, NIBBLE_HEADER, NIBBLES
+from tests.cortex_m import BATCHES, counted, notices, run
 from tests.strategies import Draw, singles
-
-CORE = mcu._FAMILIES["cortex-m4"]["cortex-m4"]
-LANGUAGE = ("-O2", "-fno-stack-protector", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables")
-COMPILERS = {
-    "zig": (*ZIG, *CORE.zig, *LANGUAGE),
-    "gcc": ("arm-none-eabi-gcc", *CORE.gcc, CORE.float_abi, *LANGUAGE),
-}
-
-# A batch is one build, so shrinking would build for minutes; a failure prints the one graph.
-BATCHES = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=3,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-
-
-def run(
-    graphs: Sequence[Graph], *, compiler: str = "zig", kernels: Sequence[Kernel] = KERNELS
-) -> list[str]:
-    """Build for a Cortex-M4 and compare every stored value; gives the kernels that were used."""
-    machine = CORE.machine
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, "emulator.ld")
-        script.write_text(
-            render(
-                "emulator.ld.j2",
-                Path(mcu.__file__).parent,
-                machine=machine.name,
-                rom=machine.rom,
-                constants=machine.constants,
-                ram=machine.ram,
-                weights_section="",
-                arena_section="",
-            )
-        )
-        # the cases around the programs want a header that a bare compiler does not bring
-        Path(folder, "include").mkdir()
-        Path(folder, "include", "string.h").write_text(
-            "#include <stddef.h>\nvoid *memcpy(void *, const void *, size_t);\n"
-            "void *memset(void *, int, size_t);\n"
-        )
-        libraries = ("-nostdlib",) if compiler == "zig" else ("-nostartfiles", "-nolibc")
-        return check(
-            graphs,
-            Path(folder),
-            compiler=(*COMPILERS[compiler], "-isystem", "include"),
-            link=(*libraries, "-static", "-Wl,--entry=reset", "-T", str(script)),
-            kernels=kernels,
-            host=Path(mcu.__file__).with_name("host_cortex_m.c"),
-            emulator=mcu.emulator(machine),
-        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +71,9 @@ def layer(
     dims = (shape.batch, *shape.spatial, shape.channels)
     x = graph.add_input(Port("x", 1.0, 0), TensorType(kind, dims))
     size = (shape.outputs, *shape.kernel, shape.channels // shape.groups)
-    w = constant(rng.integers(max(weights.lo, -127), weights.hi + 1, size), weights)
+    codes = rng.integers(max(weights.lo, -127), weights.hi + 1, size)
+    codes.flat[0] = weights.lo
+    w = constant(codes, weights)
     reach = int(np.prod(size[1:])) * abs(kind.lo or kind.hi)
     b = constant(rng.integers(-8 * reach, 8 * reach + 1, shape.outputs), DType.I32)
     op = (
@@ -184,7 +140,7 @@ def products(draw: Draw) -> Graph:
         shape,
         kind=one(DType.I8, DType.I8, DType.I8, DType.U8, DType.I16, DType.I4),
         out=out,
-        weights=one(DType.I8, DType.I8, DType.I4),
+        weights=one(DType.I8, DType.I5, DType.I4, DType.I4, DType.I2),
         other=other,
         zero=pick(-8, 7) if one(0, 1) else 0,
         bits=one(16, 24),
@@ -232,24 +188,47 @@ FAULTS = {
 }  # fmt: skip
 
 
+I4 = DType.I4
+NIBBLE_FAULTS = {
+    "mask": ('"and r11, r10, #0x000f000f\\n"', '"and r11, r10, #0x00070007\\n"', layer(PADDED, weights=I4)),
+    "offset": ('"smlad r3, r8, r10, r3\\n"', '"smlad r3, r7, r10, r3\\n"', layer(PADDED, weights=I4)),
+    "shift": ('"lsr r10, r10, #4\\n"', '"lsr r10, r10, #5\\n"', layer(PADDED, weights=I4)),
+    "sums": ('"adds r2, r2, r5\\n"', '"mov r2, r2\\n"', layer(PADDED, weights=I4, other=DType.U8)),
+    "dense": ('("", ", lsr #4")', '("", ", lsr #5")', layer(Shape((), 12, 9), weights=I4)),
+    "dense offset": ('"smlad r6, r8, r10, r6\\n"', '"nop\\n"', layer(Shape((), 12, 9), weights=I4)),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_noticed(tmp_path: Path, name: str) -> None:
-    right, wrong, graph = FAULTS[name]
-    text = HEADER.read_text()
-    assert right in text
-    broken = tmp_path / HEADER.name
-    broken.write_text(text.replace(right, wrong))
-    kernels = [
-        replace(k, includes=(broken,)) if isinstance(k, Pixels | Dense | Channels) else k
-        for k in KERNELS
-    ]
-    with pytest.raises(AssertionError, match="graph 0"):
-        run([graph], kernels=kernels)
+    notices(FAULTS[name], HEADER, tmp_path)
 
 
-def test_the_right_header_passes_where_faults_are_planted() -> None:
-    used = run([graph for _, _, graph in FAULTS.values()])
-    assert set(used) == {"dsp", "dsp dense", "dsp depthwise"}
+@pytest.mark.parametrize("name", NIBBLE_FAULTS)
+def test_a_planted_fault_in_four_bits_is_noticed(tmp_path: Path, name: str) -> None:
+    notices(NIBBLE_FAULTS[name], NIBBLE_HEADER, tmp_path)
+
+
+def test_the_right_headers_pass_where_faults_are_planted() -> None:
+    faults = (*FAULTS.values(), *NIBBLE_FAULTS.values())
+    used = run([graph for _, _, graph in faults])
+    assert set(used) == {"dsp", "dsp dense", "dsp depthwise", "dsp int4", "dsp dense int4"}
+
+
+def test_four_bits_take_half_the_flash() -> None:
+    """Eight weights of a channel in each word: bits 4, 8 .. hold depths 1, 4, 5, 2, 3, 6, 7, each 8 more."""
+    (step,) = fuse(layer(Shape((), 20, 5), weights=DType.I4))
+    assert NIBBLES.suits(step)
+    assert not BYTES.suits(step)
+    packed = NIBBLES.pack(step)
+    assert packed.shape == (5, 3)
+    weights = step.node.inputs[1].constant
+    for channel, row in enumerate(packed.tolist()):
+        for word, bits in enumerate(row):
+            depths = [8 * word + d for d in (0, 1, 4, 5, 2, 3, 6, 7)]
+            found = [bits >> 4 * i & 15 for i in range(8)]
+            # zero where there is no activation: what is read there must not count
+            assert found == [int(weights[channel, d]) + 8 if d < 20 else 0 for d in depths]
 
 
 def the_rescale(graph: Graph) -> tuple[Node, Rescale]:
@@ -313,3 +292,21 @@ def test_costs_follow_the_work() -> None:
     one, many = Shape((), 64, 64), Shape((10,), 64, 64)
     assert cost(Dense(), one) < cost(Pixels(), one)
     assert cost(Pixels(), many) < cost(Dense(), many)
+
+
+LARGE = Shape((8, 8), 16, 24, (3, 3), pads=(1, 1, 1, 1))
+COSTS = {
+    "conv": layer(LARGE),
+    "conv int4": layer(LARGE, weights=I4),
+    "conv and add": layer(LARGE, other=DType.I8),
+    "dense": layer(Shape((), 128, 96)),
+    "dense int4": layer(Shape((), 128, 96), weights=I4),
+    "depthwise": layer(replace(LARGE, outputs=16, groups=16)),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_costs_are_instructions(tmp_path: Path, name: str) -> None:
+    layer = counted(COSTS[name], tmp_path)
+    assert layer.kernel.startswith("dsp")
+    assert abs(layer.predicted - layer.executed) <= 0.05 * layer.executed

@@ -23,6 +23,7 @@ from qcompile.targets.c.kernel import Kernel, Layer, Step
 from qcompile.targets.c.text import render
 from qcompile.targets.mcu.mve import HEADER, KERNELS, Products
 from qcompile.targets.mcu.mve_depthwise import Depthwise, tap_groups
+from qcompile.targets.mcu.mve_plan import Plan
 from tests.native import WARNINGS, ZIG, check
 from tests.strategies import Draw, feeds, singles
 
@@ -46,6 +47,8 @@ BUILDS = {
         ("-nostartfiles", "-nolibc"),
     ),
 }
+
+WEIGHTS = (DType.I8, DType.I8, DType.I4, DType.I4, DType.I2)
 
 # A batch is one build, so shrinking would build for minutes; a failure prints the one graph.
 BATCHES = settings(
@@ -99,10 +102,11 @@ class Maker:
     def constant(self, dtype: DType, data: np.ndarray) -> Value:
         return self.graph.constant(data.astype(dtype.numpy), TensorType(dtype, data.shape), "c")
 
-    def weights(self, *shape: int) -> Value:
+    def weights(self, *shape: int, dtype: DType = DType.I8) -> Value:
+        lo, hi = max(dtype.lo, -127), dtype.hi
         wild = self.rng.integers(3) == 0
-        data = self.rng.choice([-127, 127], shape) if wild else self.rng.integers(-127, 128, shape)
-        return self.constant(DType.I8, data)
+        data = self.rng.choice([lo, hi], shape) if wild else self.rng.integers(lo, hi + 1, shape)
+        return self.constant(dtype, data)
 
     def bias(self, outputs: int) -> Value:
         return self.constant(DType.I32, self.rng.integers(-9999, 10000, outputs))
@@ -189,8 +193,8 @@ def convolutions(draw: Draw) -> Graph:
         kernel, pads = [1] * len(size), [0] * 2 * len(size)
     x = maker.input(dtype, (one(1, 1, 2), *size, channels))
     op = Conv(stride, tuple(pads), tuple(dilation), 1, one(dtype.lo, dtype.hi, 5))
-    w, b = maker.weights(outputs, *kernel, channels), maker.bias(outputs)
-    total = maker.graph.add(op, x, w, b, name="c")
+    w = maker.weights(outputs, *kernel, channels, dtype=one(*WEIGHTS))
+    total = maker.graph.add(op, x, w, maker.bias(outputs), name="c")
     out = one(DType.I8, DType.I8, DType.I8, DType.U8, DType.I16, DType.I32)
     if out is DType.I32:
         return maker.done(total)
@@ -208,9 +212,8 @@ def products(draw: Draw) -> Graph:
     dtype = one(DType.I8, DType.I8, DType.U8, DType.I16)
     depth, outputs = one(1, 8, 16, 30, 64, 80), one(1, 8, 12, 16, 48, 130, 144)
     x = maker.input(dtype, (*one((1,), (1,), (2,), (5,), (2, 3)), depth))
-    total = maker.graph.add(
-        MatMul(), x, maker.weights(outputs, depth), maker.bias(outputs), name="m"
-    )
+    w = maker.weights(outputs, depth, dtype=one(*WEIGHTS))
+    total = maker.graph.add(MatMul(), x, w, maker.bias(outputs), name="m")
     out = one(DType.I8, DType.I8, DType.U8, DType.I16, DType.I32)
     if out is DType.I32:
         return maker.done(total)
@@ -248,10 +251,12 @@ def extremes() -> Graph:
     w = maker.constant(DType.I8, np.full((16, 3, 3, 32), -128))
     op = Conv((1, 1), (1, 1, 1, 1), (1, 1), 1, -128)
     total = maker.graph.add(op, x, w, maker.bias(16), name="c")
+    half = maker.constant(DType.I4, np.full((16, 3, 3, 32), -8))
+    halves = maker.graph.add(op, x, half, maker.bias(16), name="h")
     deep = maker.constant(DType.I8, np.full((32, 3, 3, 1), -128))
     op = Conv((1, 1), (1, 1, 1, 1), (1, 1), 32, -128)
     sums = maker.graph.add(op, x, deep, maker.bias(32), name="d")
-    return maker.done(maker.rescale(total, DType.I8), maker.rescale(sums, DType.I8))
+    return maker.done(*(maker.rescale(v, DType.I8) for v in (total, halves, sums)))
 
 
 BATCH = st.tuples(
@@ -276,6 +281,24 @@ def test_with_gcc(graphs: Sequence[Graph]) -> None:
 @given(st.tuples(*(singles(o) for o in ("conv", "matmul", "rescale") * 4)))
 def test_any_convolution_and_rescale(graphs: Sequence[Graph]) -> None:
     emulate(graphs)
+
+
+@pytest.mark.parametrize(("wide", "outputs"), [(False, 16), (True, 16), (False, 20), (True, 20)])
+def test_four_bit_weights_take_half_the_flash(wide: bool, outputs: int) -> None:
+    def packed(dtype: DType, bias: int) -> int:
+        maker = Maker(5)
+        x = maker.input(DType.I16 if wide else DType.I8, (1, 3, 3, 32))
+        w = maker.constant(dtype, np.full((outputs, 3, 3, 32), 3))
+        b = maker.constant(DType.I32, np.full(outputs, bias))
+        op = Conv((1, 1), (1, 1, 1, 1), (1, 1), 1, 0)
+        total = maker.graph.add(op, x, w, b, name="c")
+        out = maker.rescale(total, DType.I8, sixteen=outputs == 16)
+        return Plan(fuse(maker.done(out))[0]).pack().nbytes - 4 * outputs
+
+    assert packed(DType.I8, 0) == outputs * 9 * 32
+    assert packed(DType.I4, 0) == outputs * 9 * 32 // 2
+    # Sixteen times this sum would leave 32 bits.
+    assert packed(DType.I4, 1 << 27) == outputs * 9 * 32
 
 
 def test_groups_of_taps_never_leave_int16() -> None:
@@ -320,18 +343,21 @@ def one_of_each() -> Graph:
     pixels = maker.input(DType.U8, (1, 4, 5, 3))
     op = Conv((1, 1), (1, 1, 1, 1), (1, 1), 1, 9)
 
-    def conv(v: Value, name: str) -> Value:
-        w = maker.weights(16, 3, 3, v.type.shape[-1])
+    def conv(v: Value, name: str, dtype: DType = DType.I8) -> Value:
+        w = maker.weights(16, 3, 3, v.type.shape[-1], dtype=dtype)
         return maker.graph.add(op, v, w, maker.bias(16), name=name)
 
     made = [
         maker.rescale(conv(x, "a"), DType.I8, value=skip),
         maker.rescale(conv(pixels, "b"), DType.I8),
         maker.rescale(conv(x, "e"), DType.I16, sixteen=False),
+        maker.rescale(conv(x, "h", DType.I4), DType.I8),
     ]
     row = maker.input(DType.I8, (1, 32))
-    dense = maker.graph.add(MatMul(), row, maker.weights(16, 32), maker.bias(16), name="m")
-    made.append(maker.rescale(dense, DType.I8))
+    for dtype in (DType.I8, DType.I4):
+        w = maker.weights(16, 32, dtype=dtype)
+        dense = maker.graph.add(MatMul(), row, w, maker.bias(16), name=f"m{dtype}")
+        made.append(maker.rescale(dense, DType.I8))
     alone = Conv((1, 1), (1, 1, 1, 1), (1, 1), 16, 9)
     w = maker.weights(16, 3, 3, 1)
     made.append(maker.rescale(maker.graph.add(alone, x, w, maker.bias(16), name="d"), DType.I8))
@@ -341,6 +367,9 @@ def one_of_each() -> Graph:
 HEADER_FAULTS = {
     "products of two pixels": ('" r10, q1, q3', '" r10, q0, q3'),
     "products of one pixel": ('" r12, q0, q1', '" r12, q0, q2'),
+    "nibbles of two pixels": ('" r8, q1, q3\\n" \\\n    w " q3', '" r8, q1, q2\\n" \\\n    w " q3'),
+    "nibbles of one pixel": ('" " first ", q0, q3', '" " first ", q0, " q "'),
+    "sixteenths": ('"asr.w lr, lr, #4', '"asr.w lr, lr, #3'),
     "next pair of pixels": ("2 * step * (int)sizeof *x", "2 * step * (int)sizeof *x + 1"),
     "rounding": ("return vrshlq_s32(", "return vshlq_s32("),
     "zero point": ("vqmovntq_s32(half, top), zero)", "vqmovntq_s32(half, top), (int16_t)(zero - 1))"),
@@ -379,20 +408,29 @@ def measured() -> Graph:
     flat = Conv((1, 1), (0, 0, 0, 0), (1, 1), 1, 9)
     alone = Conv((1, 1), (1, 1, 1, 1), (1, 1), 32, 9)
 
-    def conv(op: Conv, v: Value, name: str, most: int = 127) -> Value:
+    def conv(op: Conv, v: Value, name: str, most: int = 127, dtype: DType = DType.I8) -> Value:
         kernel = (1, 1) if op is flat else (3, 3)
         data = maker.rng.integers(-most, most + 1, (32, *kernel, v.type.shape[-1] // op.groups))
-        w, b = maker.constant(DType.I8, data), maker.bias(32)
+        w, b = maker.constant(dtype, data), maker.bias(32)
         return maker.graph.add(op, v, w, b, name=name)
 
-    dense = maker.graph.add(MatMul(), row, maker.weights(64, 256), maker.bias(64), name="dense")
+    wide = maker.input(DType.I16, (1, 12, 12, 32))
+
+    def dense(dtype: DType) -> Value:
+        w = maker.weights(64, 256, dtype=dtype)
+        return maker.graph.add(MatMul(), row, w, maker.bias(64), name=f"dense {dtype}")
+
     return maker.done(
         maker.rescale(conv(around, x, "square"), DType.I8),
         maker.rescale(conv(flat, x, "flat"), DType.I8),
         maker.rescale(conv(around, bytes_, "first"), DType.I8),
         maker.rescale(conv(alone, x, "depthwise"), DType.I8),
         maker.rescale(conv(alone, x, "light", most=20), DType.I8),
-        maker.rescale(dense, DType.I8),
+        maker.rescale(dense(DType.I8), DType.I8),
+        maker.rescale(dense(DType.I4), DType.I8),
+        maker.rescale(conv(around, x, "nibbles", 7, DType.I4), DType.I8),
+        maker.rescale(conv(around, wide, "wide", 127), DType.I8),
+        maker.rescale(conv(around, wide, "wide nibbles", 7, DType.I4), DType.I8),
     )
 
 
@@ -412,7 +450,7 @@ def test_costs_are_what_is_counted(tmp_path: Path) -> None:
 
 
 def test_without_a_fault_nothing_is_seen() -> None:
-    assert sorted(emulate([one_of_each()])) == ["mve"] * 4 + ["mve depthwise"]
+    assert sorted(emulate([one_of_each()])) == ["mve"] * 6 + ["mve depthwise"]
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -55,6 +55,28 @@ def test_every_output_and_intermediate_is_exact(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m7", "cortex-m55", "hexagon"])
+def test_every_embedded_core_is_exact(
+    compiled: dict[tuple[str, str], qcompile.Artifact],
+    models: Path,
+    tmp_path: Path,
+    name: str,
+    core: str,
+) -> None:
+    plan = compiled[name, "x86"].folder / "plan.toml"
+    artifact = qcompile.compile(
+        models / name / "model.onnx", core, models / name / "calib.toml",
+        output=tmp_path / "out", plan=plan, samples=32,
+    )  # fmt: skip
+    verification = artifact.verify([evaluation(models, name, 32)], trace=2)
+    assert (verification.samples, verification.mismatches) == (32, 0), verification.first
+    assert verification.intermediates >= 9
+    assert artifact.certify().clean
+    graph = (compiled[name, "x86"].folder / "integer.onnx").read_bytes()
+    assert (artifact.folder / "integer.onnx").read_bytes() == graph
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_sanitizers_find_nothing(
     compiled: dict[tuple[str, str], qcompile.Artifact], models: Path, name: str
 ) -> None:

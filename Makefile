@@ -35,6 +35,8 @@ debian:
 	command -v qemu-aarch64 >/dev/null && command -v qemu-x86_64 >/dev/null && command -v qemu-hexagon >/dev/null || need="$$need qemu-user"; \
 	command -v qemu-system-arm >/dev/null || need="$$need qemu-system-arm"; \
 	command -v arm-none-eabi-gcc >/dev/null || need="$$need gcc-arm-none-eabi"; \
+	command -v g++ >/dev/null || need="$$need g++"; \
+	command -v verilator >/dev/null && command -v iverilog >/dev/null && command -v yosys >/dev/null || need="$$need verilator iverilog yosys"; \
 	command -v cppcheck >/dev/null || need="$$need cppcheck"; \
 	command -v chromium >/dev/null || need="$$need chromium"; \
 	$(PYTHON) -c 'import ensurepip' 2>/dev/null || need="$$need python3-venv"; \
@@ -44,6 +46,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet -e '.[dev,toolchain]'
+	$(PY) -m pip install --quiet --no-deps 'hls4ml==1.3.0'  # for its Apache-2.0 ap_int.h alone
 	touch $@
 
 # integer.onnx has to be exact in the oldest onnxruntime it promises to run on

@@ -119,7 +119,7 @@ class Artifact:
         )
         return verify(self.graph, self.runner(sanitize), batches, trace=trace, sanitized=sanitize)
 
-    def certify(self) -> FloatCertificate:
+    def certify(self) -> FloatCertificate | None:
         """Disassemble the built objects and look for floating point."""
         return self.target.certify(self.folder, name=self.name, cpu=self.cpu)
 

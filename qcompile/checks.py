@@ -115,9 +115,13 @@ def check(
         built = job.target.footprint(place, name=job.name, cpu=job.cpu)
         counts = _counted(job, graph, place, next(batches(job, graph, data, 1)))
         no_float = job.target.certify(place, name=job.name, cpu=job.cpu)
-        context.log(
-            f"no-float certificate: {no_float.instructions} instructions, {len(no_float.findings)} findings"
-        )
+        if no_float is None:
+            why = "this target has no object files to disassemble"
+        else:
+            context.log(
+                f"no-float certificate: {no_float.instructions} instructions, "
+                f"{len(no_float.findings)} findings"
+            )
     taken = Memory.of(graph, lowered, built)
     return Checked(program, sanitized, reason, samples, mismatches, no_float, why, taken, counts)
 

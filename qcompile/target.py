@@ -212,12 +212,12 @@ class Target(Protocol):
         """Build what `lower` emitted into `folder`, to be run here; ToolchainMissing says what to install."""
         ...
 
-    def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
-        """Build the objects and look for floating point in them."""
+    def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate | None:
+        """Build the objects and look for floating point in them; None where there are no objects."""
         ...
 
-    def footprint(self, folder: Path, *, name: str, cpu: str) -> Footprint:
-        """Build the objects and measure what they take of a chip."""
+    def footprint(self, folder: Path, *, name: str, cpu: str) -> Footprint | None:
+        """Build the objects and measure what they take of a chip; None where there are no objects."""
         ...
 
     def missing(self) -> Sequence[str]:
@@ -235,10 +235,11 @@ _FAMILIES: Mapping[str, str] = {
     "cortex-m33": "mcu",
     "cortex-m55": "mcu",
     "hexagon": "hexagon",
+    "hls": "hls",
 }
 """Every target and the folder of its family."""
 
-ALIASES: Mapping[str, str] = {"mcu": "cortex-m4", "dsp": "hexagon"}
+ALIASES: Mapping[str, str] = {"mcu": "cortex-m4", "dsp": "hexagon", "fpga": "hls"}
 """Other names that targets go by."""
 
 

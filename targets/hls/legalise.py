@@ -1,0 +1,632 @@
+"""From the integer graph to a pipeline: layers become units, borders are absorbed, streams get lanes.
+
+Convolutions, dense layers, pools, tables, joins, softmax and rescales have units; a Rescale that alone reads one
+accumulator is part of the unit that makes it. A Reshape costs nothing. Transposes are absorbed between the graph's
+inputs and outputs and the streams: the port says in which order the host sends. A grouped convolution that is not
+depthwise runs as a dense one whose other weights are zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.errors import BadInput, Unsupported
+from qcompile.ir import Graph, Node, Rescale, Reshape, Transpose, Value, ops
+from qcompile.ir.proof import accumulator_bound, code_range
+
+from . import pipeline as units
+from .pipeline import Op, Pipeline, Port, Stream
+from .requantize import Operand, Requantize, Row, fold, signed_bits
+
+Folding = Mapping[str, tuple[int, int]]
+"""(pe, simd) by layer: results at once and products in each; (lanes, 1) where a unit does the same in every lane.
+
+Layers that are not named have one of each, or the lanes of what they read where they work lane by lane.
+"""
+
+_ACCUMULATORS = (ops.Conv, ops.MatMul, ops.SumPool)
+_UNITS = (*_ACCUMULATORS, Rescale, ops.Lut, ops.MaxPool, ops.Softmax, ops.Concat, ops.Pad)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A node that becomes units, and the Rescale that is part of them."""
+
+    node: Node
+    rescale: Node | None
+    layer: str
+
+    @property
+    def output(self) -> Value:
+        """The value it makes."""
+        return (self.rescale or self.node).output
+
+    @property
+    def terms(self) -> tuple[Value, ...]:
+        """What it reads beside the accumulator to requantize."""
+        values = () if self.rescale is None else self.rescale.inputs[1:]
+        return tuple(v for v in values if v.const is None)
+
+    @property
+    def reads(self) -> tuple[Value, ...]:
+        """The values it reads as streams, one entry a stream."""
+        match self.node.op:
+            case ops.Concat():
+                return self.node.inputs
+            case Rescale(accs=accs):
+                values = self.node.inputs[len(accs) :]
+                return (
+                    *self.node.inputs[: len(accs)],
+                    *(v for v in values if v.const is None),
+                )
+            case _:
+                return (self.node.inputs[0], *self.terms)
+
+
+def legalise(graph: Graph, folding: Folding | None = None) -> Pipeline:
+    """The pipeline that computes what the graph does; Unsupported names the node that has no unit.
+
+    BadInput where the folding names what is not there or does not divide.
+    """
+    return _Builder(graph, folding or {}).pipeline()
+
+
+def steps(graph: Graph) -> list[Step]:
+    """The nodes that outputs need and that become units, in order, with what is fused into them."""
+    needed: set[Value] = {v for _, v in graph.outputs}
+    for node in reversed(graph.nodes):
+        if node.output in needed:
+            needed.update(node.inputs)
+    returned = {v for _, v in graph.outputs}
+    into: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Rescale) and len(node.op.accs) == 1 and node.output in needed:
+            acc = node.inputs[0]
+            if (
+                acc.producer is not None
+                and isinstance(acc.producer.op, _ACCUMULATORS)
+                and len(acc.uses) == 1
+                and acc not in returned
+            ):
+                into[acc.producer] = node
+    fused = set(into.values())
+    names: dict[str, int] = {}
+    found = []
+    for node in graph.nodes:
+        if node.output not in needed or isinstance(node.op, Reshape | Transpose):
+            continue
+        if node in fused:
+            continue
+        if not isinstance(node.op, _UNITS):
+            raise Unsupported(
+                f"{node.name}: no unit of the FPGA target computes {type(node.op).__name__};"
+                " run this model on another target"
+            )
+        # a fused node computes where its Rescale stands: there everything it reads has been made
+        rescale = into.get(node)
+        count = names[node.name] = names.get(node.name, 0) + 1
+        layer = node.name if count == 1 else f"{node.name}.{count}"
+        found.append(Step(node, rescale, layer))
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    return sorted(found, key=lambda s: place[s.rescale or s.node])
+
+
+class _Views:
+    """Which made value a value's elements are, and their order in it: None as they stand."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._known: dict[Value, tuple[Value, NDArray[np.int64] | None]] = {}
+        for node in graph.nodes:
+            if not isinstance(node.op, Reshape | Transpose):
+                continue
+            source = node.inputs[0]
+            if source.type.shape[:1] != node.output.type.shape[:1]:
+                raise Unsupported(f"{node.name}: a Reshape mixes the rows of the batch")
+            root, order = self[source]
+            if isinstance(node.op, Transpose):
+                row = np.arange(root.type.size // root.type.shape[0])
+                stood = row if order is None else order
+                shape, perm = source.type.shape[1:], [p - 1 for p in node.op.perm[1:]]
+                moved = stood.reshape(shape).transpose(perm).reshape(-1)
+                order = None if np.array_equal(moved, row) else moved
+            self._known[node.output] = root, order
+
+    def __getitem__(self, value: Value) -> tuple[Value, NDArray[np.int64] | None]:
+        return self._known.get(value, (value, None))
+
+
+def _geometry(value: Value) -> tuple[int, int, int]:
+    """Height, width and channels of a value's row."""
+    row = value.type.shape[1:]
+    if len(row) < 2:
+        return 1, 1, math.prod(row)
+    return math.prod(row[:-2]), row[-2], row[-1]
+
+
+def _kind(value: Value) -> tuple[int, bool]:
+    """Bits and sign of a value's stream: an accumulator has as many as it is proved to need."""
+    dtype = value.type.dtype
+    if dtype.bits < 32:
+        return dtype.bits, dtype.signed
+    return min(32, signed_bits(*code_range(value))), True
+
+
+def _bound(value: Value) -> Row:
+    """The largest magnitude of a value, for each channel where that is proved."""
+    if value.producer is not None and isinstance(value.producer.op, ops.Conv | ops.MatMul):
+        return fold([int(b) for b in accumulator_bound(value.producer)])
+    lo, hi = code_range(value)
+    return (max(abs(lo), abs(hi)),)
+
+
+def _planar(row: Sequence[int], default: int) -> tuple[int, int]:
+    """A row of one entry for each spatial axis, for two axes."""
+    return (default, row[0]) if len(row) == 1 else (row[0], row[1])
+
+
+def _planar_pads(pads: Sequence[int]) -> tuple[int, int, int, int]:
+    return (0, pads[0], 0, pads[1]) if len(pads) == 2 else (pads[0], pads[1], pads[2], pads[3])
+
+
+class _Builder:
+    def __init__(self, graph: Graph, folding: Folding) -> None:
+        self._graph, self._folding = graph, folding
+        self._views = _Views(graph)
+        self._steps = steps(graph)
+        self._ops: list[Op] = []
+        self._arms: dict[Value, list[Stream]] = {}
+        self._ports: dict[Value, Port] = {}
+        self._inputs = {v: p for p, v in graph.inputs}
+        self._at = 0
+        self._uses: dict[Value, list[Value]] = {}
+        known = {s.layer for s in self._steps if not isinstance(s.node.op, ops.Softmax | ops.Pad)}
+        for layer in folding:
+            if layer not in known:
+                raise BadInput(
+                    f"the folding names {layer}, which is no layer of this model that folds"
+                )
+        for value in (*(v for s in self._steps for v in s.reads), *(v for _, v in graph.outputs)):
+            root, _ = self._views[value]
+            if root.const is not None:
+                raise Unsupported(f"{root.name}: a constant cannot be streamed; fold it away")
+            self._uses.setdefault(root, []).append(value)
+
+    def pipeline(self) -> Pipeline:
+        """Build all units, in order."""
+        values = [v for _, v in self._graph.inputs] + [s.output for s in self._steps]
+        if len({v.type.shape[:1] for v in values}) > 1:
+            raise Unsupported(
+                "the inputs have different numbers of rows; one image is one row of each"
+            )
+        for port, v in self._graph.inputs:
+            if v not in self._uses:
+                raise Unsupported(f"input {port.name} is read by no layer; remove it")
+        for at, step in enumerate(self._steps):
+            self._at = at
+            self._build(step)
+        outputs = tuple(self._returned(p.name, v) for p, v in self._graph.outputs)
+        inputs = tuple(self._ports[v] for _, v in self._graph.inputs)
+        return Pipeline(self._graph.name, inputs, outputs, tuple(self._ops))
+
+    # ------------------------------------------------------------------------------ streams
+
+    def _name(self, what: str) -> str:
+        return f"l{self._at}_{what}"
+
+    def _add(self, op: Op) -> Stream:
+        self._ops.append(op)
+        return op.output
+
+    def _made(self, value: Value, stream: Stream, layer: str) -> None:
+        """Hand a value's stream to its readers: through a Fork, whose arms hold an image, where there are several."""
+        count = len(self._uses[value])
+        if count == 1:
+            self._arms[value] = [stream]
+            return
+        name = f"{stream.name}_fork"
+        arms = tuple(
+            replace(stream, name=f"{name}_{i}", depth=max(units.DEPTH, stream.words))
+            for i in range(count)
+        )
+        self._add(units.Fork(name, layer, (stream,), arms))
+        self._arms[value] = list(arms)
+
+    def _open(self, value: Value, lanes: int | None, geometry: tuple[int, int, int] | None) -> None:
+        """The port of a graph input, when the first of its readers is met."""
+        wanted = self._uses[value]
+        order = self._views[wanted[0]][1]
+        for other in wanted[1:]:
+            if not _same(self._views[other][1], order):
+                raise Unsupported(
+                    f"input {self._inputs[value].name} is read in two orders, as {wanted[0].name} and as"
+                    f" {other.name}; transpose one of them before the model"
+                )
+        h, w, c = _geometry(wanted[0])
+        name = f"in{[v for _, v in self._graph.inputs].index(value)}"
+        bits, signed = _kind(value)
+        # as wide as its first reader wants it; the reader's geometry may have longer rows of channels than the port's
+        width = math.gcd(lanes or 1, c if geometry is None else geometry[-1])
+        if c % width:
+            h, w, c = 1, 1, h * w * c
+        stream = Stream(name, bits, signed, h, w, c, width, value=wanted[0].name)
+        layout = f"{h} x {w} pixels of {c} channels, pixel after pixel"
+        self._ports[value] = Port(
+            self._inputs[value].name,
+            stream,
+            value.type.dtype,
+            value.type.shape[1:],
+            order,
+            layout,
+        )
+        self._made(value, stream, self._inputs[value].name)
+
+    def _read(
+        self,
+        value: Value,
+        lanes: int | None,
+        layer: str,
+        slot: int,
+        geometry: tuple[int, int, int] | None = None,
+    ) -> Stream:
+        """The next arm of a value, seen as it is shaped or in a geometry; without `lanes`, in its own as far as fit."""
+        root, order = self._views[value]
+        if root not in self._arms:
+            if root not in self._inputs:
+                raise Unsupported(f"{root.name}: {layer} reads it before it is made")
+            self._open(root, lanes, geometry)
+        elif order is not None and root not in self._inputs:
+            raise Unsupported(
+                f"{layer} reads {value.name}, a transpose of {root.name}, which no stream can do;"
+                " keep channels last inside the model"
+            )
+        arm = self._arms[root].pop(0)
+        h, w, c = geometry or _geometry(value)
+        target = math.gcd(arm.lanes, c) if lanes is None else lanes
+        name = self._name(f"width{slot}")
+        arm = self._narrow(arm, math.gcd(arm.lanes, c, target), layer, name)
+        arm = replace(arm, height=h, width=w, channels=c)
+        return self._widen(arm, target, layer, name)
+
+    def _narrow(self, s: Stream, lanes: int, layer: str, name: str) -> Stream:
+        if s.lanes == lanes:
+            return s
+        out = replace(s, name=f"{name}_narrow", lanes=lanes, depth=units.DEPTH)
+        return self._add(units.Width(out.name, layer, (s,), (out,)))
+
+    def _widen(self, s: Stream, lanes: int, layer: str, name: str) -> Stream:
+        if s.lanes == lanes:
+            return s
+        out = replace(s, name=f"{name}_wide", lanes=lanes, depth=units.DEPTH)
+        return self._add(units.Width(out.name, layer, (s,), (out,)))
+
+    def _returned(self, name: str, value: Value) -> Port:
+        root, order = self._views[value]
+        if root not in self._arms and root in self._inputs:
+            self._open(root, None, None)
+        arm = self._arms[root].pop(0)
+        if arm.name in {p.stream.name for p in self._ports.values()}:
+            raise Unsupported(f"output {name} is the input {self._inputs[root].name} itself")
+        if root in self._ports:
+            # the stream already stands in the order that all readers of the input agree on
+            order = None
+        h, w, c = _geometry(root)
+        layout = f"{h} x {w} pixels of {c} channels, pixel after pixel"
+        return Port(name, arm, value.type.dtype, value.type.shape[1:], order, layout)
+
+    # -------------------------------------------------------------------------------- units
+
+    def _lanes(self, step: Step, channels: int) -> int | None:
+        """The lanes that the folding gives a unit that does the same in every lane."""
+        if step.layer not in self._folding:
+            return None
+        lanes, simd = self._folding[step.layer]
+        if lanes < 1 or channels % lanes or simd != 1:
+            raise BadInput(
+                f"the folding of {step.layer} is ({lanes}, {simd}): the first divides {channels}, the other is 1"
+            )
+        return lanes
+
+    def _output(
+        self, value: Value, name: str, lanes: int, geometry: tuple[int, int, int] | None = None
+    ) -> Stream:
+        h, w, c = geometry or _geometry(value)
+        bits, signed = _kind(value)
+        return Stream(name, bits, signed, h, w, c, lanes, value=value.name)
+
+    def _build(self, step: Step) -> None:
+        match step.node.op:
+            case ops.Conv() if _depthwise(step.node):
+                op: Op = self._depthwise(step)
+            case ops.Conv() | ops.MatMul():
+                op = self._matrix(step)
+            case ops.SumPool():
+                op = self._sum_pool(step)
+            case ops.MaxPool():
+                op = self._max_pool(step)
+            case ops.Pad():
+                op = self._pad(step)
+            case _:
+                op = self._pointwise(step)
+        made = self._add(op)
+        self._made(step.output, made, step.layer)
+
+    def _window(
+        self,
+        step: Step,
+        x: Stream,
+        kernel: Sequence[int],
+        strides: Sequence[int],
+        pads: Sequence[int],
+        dilations: Sequence[int],
+        fill: int,
+        by_channel: bool,
+    ) -> Stream:
+        """The taps of x; x itself where they are its pixels."""
+        if math.prod(kernel) == math.prod(strides) == 1 and not any(pads):
+            return replace(x, by_channel=by_channel)
+        h, w, _ = _geometry(step.node.output)
+        name = self._name("window")
+        taps = replace(
+            x,
+            name=name,
+            height=h,
+            width=w,
+            taps=math.prod(kernel),
+            by_channel=by_channel,
+            value=None,
+            depth=units.DEPTH,
+        )
+        return self._add(
+            units.Window(
+                name,
+                step.layer,
+                (x,),
+                (taps,),
+                _planar(kernel, 1),
+                _planar(strides, 1),
+                _planar_pads(pads),
+                _planar(dilations, 1),
+                fill,
+            )
+        )
+
+    def _finish(self, step: Step, lanes: int) -> tuple[tuple[Stream, ...], Requantize | None]:
+        """The value streams and the datapath of a fused Rescale."""
+        if step.rescale is None:
+            return (), None
+        values = tuple(self._read(v, lanes, step.layer, 1 + i) for i, v in enumerate(step.terms))
+        return values, _requantize(step.rescale)
+
+    def _matrix(self, step: Step) -> Op:
+        node = step.node
+        w, b = node.inputs[1].constant.astype(np.int64), node.inputs[2].constant.astype(np.int64)
+        outputs, depth = len(w), w.size // len(w)
+        if isinstance(node.op, ops.Conv):
+            w = _dense(w, node.op.groups)
+            depth = w.size // len(w)
+        w = w.reshape(outputs, depth)
+        pe, simd = self._folding.get(step.layer, (1, 1))
+        if min(pe, simd) < 1 or outputs % pe or depth % simd:
+            raise BadInput(
+                f"the folding of {step.layer} is ({pe}, {simd}): they divide {outputs} and {depth}"
+            )
+        if isinstance(node.op, ops.Conv):
+            op = node.op
+            _spatial(node)
+            channels = node.inputs[0].type.shape[-1]
+            kernel = node.inputs[1].type.shape[1:-1]
+            plain = math.prod(kernel) == math.prod(op.strides) == 1 and not any(op.pads)
+            lanes = simd if plain else math.gcd(simd, channels)
+            x = self._read(node.inputs[0], lanes, step.layer, 0)
+            x = self._window(
+                step, x, kernel, op.strides, op.pads, op.dilations, op.pad_value, by_channel=False
+            )
+            x = self._widen(x, simd, step.layer, self._name("taps"))
+        else:
+            x = self._read(node.inputs[0], simd, step.layer, 0)
+        values, requantize = self._finish(step, pe)
+        name = self._name("matvec")
+        return units.MatrixVector(
+            name,
+            step.layer,
+            (x, *values),
+            (self._output(step.output, name, pe),),
+            _acc_bits(node),
+            requantize,
+            w,
+            b,
+            signed_bits(int(w.min()), int(w.max())),
+        )
+
+    def _depthwise(self, step: Step) -> Op:
+        node, op = step.node, step.node.op
+        assert isinstance(op, ops.Conv)
+        _spatial(node)
+        w, b = node.inputs[1].constant.astype(np.int64), node.inputs[2].constant.astype(np.int64)
+        x = self._read(node.inputs[0], self._lanes(step, len(w)), step.layer, 0)
+        kernel = node.inputs[1].type.shape[1:-1]
+        x = self._window(
+            step, x, kernel, op.strides, op.pads, op.dilations, op.pad_value, by_channel=True
+        )
+        values, requantize = self._finish(step, x.lanes)
+        name = self._name("depthwise")
+        return units.Depthwise(
+            name,
+            step.layer,
+            (x, *values),
+            (self._output(step.output, name, x.lanes),),
+            _acc_bits(node),
+            requantize,
+            w.reshape(len(w), -1),
+            b,
+            signed_bits(int(w.min()), int(w.max())),
+        )
+
+    def _sum_pool(self, step: Step) -> Op:
+        node, op = step.node, step.node.op
+        assert isinstance(op, ops.SumPool)
+        _spatial(node)
+        shape = node.inputs[0].type.shape
+        x = self._read(node.inputs[0], self._lanes(step, shape[-1]), step.layer, 0)
+        whole = op.kernel == shape[1:-1] and not any(op.pads)
+        if not whole:
+            ones = (1,) * len(op.kernel)
+            x = self._window(
+                step, x, op.kernel, op.strides, op.pads, ones, op.zero_point, by_channel=True
+            )
+        values, requantize = self._finish(step, x.lanes)
+        name = self._name("sum")
+        unit = units.GlobalSum if whole else units.SumPool
+        return unit(
+            name,
+            step.layer,
+            (x, *values),
+            (self._output(step.output, name, x.lanes),),
+            _acc_bits(node),
+            requantize,
+            op.zero_point,
+        )
+
+    def _max_pool(self, step: Step) -> Op:
+        node, op = step.node, step.node.op
+        assert isinstance(op, ops.MaxPool)
+        _spatial(node)
+        x = self._read(
+            node.inputs[0], self._lanes(step, node.inputs[0].type.shape[-1]), step.layer, 0
+        )
+        x = self._window(
+            step, x, op.kernel, op.strides, op.pads, op.dilations, x.lo, by_channel=True
+        )
+        name = self._name("max")
+        return units.MaxPool(name, step.layer, (x,), (self._output(step.output, name, x.lanes),))
+
+    def _pad(self, step: Step) -> Op:
+        node, op = step.node, step.node.op
+        assert isinstance(op, ops.Pad)
+        rank = len(op.pads) // 2
+        begins, ends = op.pads[:rank], op.pads[rank:]
+        if rank not in (2, 3) or begins[-1] or ends[-1]:
+            raise Unsupported(f"{node.name}: a Pad is a unit along height and width only")
+        x = self._read(node.inputs[0], None, step.layer, 0)
+        out = self._output(step.output, self._name("pad"), x.lanes)
+        pads = _planar_pads((*begins[:-1], *ends[:-1]))
+        return units.Window(
+            out.name, step.layer, (x,), (out,), (1, 1), (1, 1), pads, (1, 1), op.value
+        )
+
+    def _pointwise(self, step: Step) -> Op:
+        node = step.node
+        match node.op:
+            case ops.Softmax() as op:
+                x = self._read(node.inputs[0], 1, step.layer, 0)
+                out = self._output(step.output, self._name("softmax"), 1)
+                table = node.inputs[1].constant.astype(np.int64)
+                return units.Softmax(out.name, step.layer, (x,), (out,), op, table)
+            case ops.Lut():
+                channels = _geometry(step.output)[-1]
+                x = self._read(node.inputs[0], self._lanes(step, channels), step.layer, 0)
+                out = self._output(step.output, self._name("table"), x.lanes)
+                table = node.inputs[1].constant.astype(np.int64)
+                return units.Table(out.name, step.layer, (x,), (out,), table)
+            case ops.Concat(axis=axis):
+                return self._concat(step, axis)
+            case _:
+                requantize = _requantize(node)
+                lanes = self._lanes(step, _geometry(step.output)[-1])
+                parts: list[Stream] = []
+                for i, v in enumerate(step.reads):
+                    parts.append(self._read(v, lanes, step.layer, i))
+                    lanes = parts[0].lanes
+                if not parts:
+                    raise Unsupported(f"{node.name} reads constants only; fold it away")
+                out = self._output(step.output, self._name("rescale"), parts[0].lanes)
+                return units.Elementwise(out.name, step.layer, tuple(parts), (out,), requantize)
+
+    def _concat(self, step: Step, axis: int) -> Op:
+        """Along any axis: what comes before it are pixels, the rest are channels."""
+        values = step.reads
+        kinds = {_kind(v) for v in values}
+        if len(kinds) > 1:
+            raise Unsupported(f"{step.layer}: Concat of accumulators of different widths")
+        shapes = [_split(v, axis) for v in values]
+        common = math.gcd(*(c for _, _, c in shapes))
+        lanes = self._lanes(step, common)
+        parts: list[Stream] = []
+        for i, (v, shape) in enumerate(zip(values, shapes, strict=True)):
+            if lanes is None:
+                # the first operand's lanes serve all, where the channels of all are whole words of them
+                arms = self._arms.get(self._views[v][0])
+                lanes = math.gcd(arms[0].lanes if arms else 1, common)
+            parts.append(self._read(v, lanes, step.layer, i, shape))
+        name, lanes = self._name("concat"), parts[0].lanes
+        out = self._output(step.output, name, lanes, _split(step.output, axis))
+        return units.Concat(out.name, step.layer, tuple(parts), (out,))
+
+
+def _split(value: Value, axis: int) -> tuple[int, int, int]:
+    """The geometry in which a Concat along any axis is one of channels."""
+    shape = value.type.shape
+    return 1, math.prod(shape[1:axis]), math.prod(shape[axis:])
+
+
+def _same(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
+
+
+def _spatial(node: Node) -> None:
+    if len(node.inputs[0].type.shape) > 4:
+        raise Unsupported(f"{node.name}: windows have one or two spatial axes")
+
+
+def _depthwise(node: Node) -> bool:
+    shape = node.inputs[1].type.shape
+    assert isinstance(node.op, ops.Conv)
+    return node.op.groups == shape[0] == node.inputs[0].type.shape[-1] and shape[-1] == 1
+
+
+def _dense(w: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
+    """The weights of a grouped convolution among all channels."""
+    if groups == 1:
+        return w
+    outputs, depth = len(w) // groups, w.shape[-1]
+    wide = np.zeros((*w.shape[:-1], groups * depth), np.int64)
+    for g in range(groups):
+        rows, columns = slice(g * outputs, (g + 1) * outputs), slice(g * depth, (g + 1) * depth)
+        wide[rows, ..., columns] = w[rows]
+    return wide
+
+
+def _acc_bits(node: Node) -> int:
+    return int(accumulator_bound(node).max()).bit_length() + 1
+
+
+def _requantize(node: Node) -> Requantize:
+    op = node.op
+    assert isinstance(op, Rescale)
+    shape = node.output.type.shape
+    operands = []
+    for i, v in enumerate(node.inputs):
+        bits, signed = _kind(v)
+        constant: Row | None = None
+        if v.const is not None:
+            if (
+                i < len(op.accs)
+                or v.const.size not in (1, shape[-1])
+                or (op.spatial and v.const.size > 1)
+                or v.const.size != v.const.shape[-1]
+            ):
+                raise Unsupported(
+                    f"{node.name}: constant {v.name} has more than one row of channels"
+                )
+            constant = fold([int(c) for c in v.const.reshape(-1)])
+        elif v.type.shape != shape:
+            raise Unsupported(
+                f"{node.name}: {v.name} is {v.type} where {shape} is computed; streams are not broadcast"
+            )
+        operands.append(Operand(_bound(v), bits, signed, constant))
+    return Requantize.of(op, operands)

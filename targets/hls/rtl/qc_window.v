@@ -1,0 +1,129 @@
+// The taps of a sliding window: for each output pixel the words of the input under the kernel, FILL outside of it.
+// A pixel has F words. The order is rows of taps, taps, words; with BY_CHANNEL words, rows of taps, taps.
+// A ring holds as many rows as the kernel spans, and one stride more: those are written while the last are read.
+`default_nettype none
+module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3, KW = 3, SH = 1, SW = 1,
+                   DH = 1, DW = 1, PT = 0, PL = 0, PB = 0, PR = 0, BY_CHANNEL = 0, FILL = 0) (
+    input  wire         clk, rst,
+    input  wire [W-1:0] s_d, input wire s_v, output wire s_r,
+    output wire [W-1:0] m_d, output wire m_v, input wire m_r);
+  localparam ROW = WD * F;
+  localparam SPAN = (KH - 1) * DH + 1;
+  localparam N = (SPAN + SH) * ROW;
+  localparam A = $clog2(N) + 1;
+  localparam R = 2 + $clog2((SPAN + PT + PB + SH + 2) * ROW + (PL + PR + KW * DW + SW) * F + 1);
+  localparam X = 2 + $clog2(WD + PL + PR + KW * DW + SW);
+  localparam Y = 2 + $clog2(H + PT + PB + KH * DH + SH);
+  localparam CF = $clog2(F + 1), CX = $clog2(KW + 1), CY = $clog2(KH + 1);
+  localparam COX = $clog2(OW + 1), COY = $clog2(OH + 1);
+
+  // how far the read position moves when a tap, a row of taps, a word or a pixel is done
+  localparam BACK = (KH - 1) * DH * ROW + (KW - 1) * DW * F;
+  localparam D_X = BY_CHANNEL ? DW * F : DW * F - (F - 1);
+  localparam D_Y = DH * ROW - (KW - 1) * DW * F - (BY_CHANNEL ? 0 : F - 1);
+  localparam D_F = BY_CHANNEL ? 1 - BACK : 1;
+  localparam D_O = SW * F - (F - 1) - BACK;
+
+  function integer wrap(input integer n);
+    wrap = ((n % N) + N) % N;
+  endfunction
+  // the first row of the image that output row oy needs
+  function integer first(input integer oy);
+    first = oy * SH - PT < 0 ? 0 : oy * SH - PT > H ? H : oy * SH - PT;
+  endfunction
+  function integer start(input integer oy);
+    start = (oy * SH - PT - first(oy)) * ROW - PL * F;
+  endfunction
+
+  // for each output row: words to drop after it, and where the next row's first tap is, from there and in the ring
+  reg [A-1:0] drop [0:OH-1];
+  reg [A-1:0] jump [0:OH-1];
+  reg signed [R-1:0] next [0:OH-1];
+  integer i;
+  initial
+    for (i = 0; i < OH; i = i + 1) begin
+      drop[i] = ((i == OH - 1 ? H : first(i + 1)) - first(i)) * ROW;
+      next[i] = start(i == OH - 1 ? 0 : i + 1);
+      jump[i] = wrap(((i == OH - 1 ? H : first(i + 1)) - first(i)) * ROW + start(i == OH - 1 ? 0 : i + 1));
+    end
+
+  reg [W-1:0] mem [0:N-1];
+  reg [A-1:0] wa, ra, base, held;
+  reg signed [R-1:0] at;
+  reg signed [X-1:0] x, xs;
+  reg signed [Y-1:0] y, ys;
+  reg [CF-1:0] f;
+  reg [CX-1:0] kx;
+  reg [CY-1:0] ky;
+  reg [COX-1:0] ox;
+  reg [COY-1:0] oy;
+
+  wire last_f = f == F - 1, last_x = kx == KW - 1, last_y = ky == KH - 1;
+  wire last_ox = ox == OW - 1, last_oy = oy == OH - 1;
+  wire row_end = last_f & last_x & last_y & last_ox;
+  wire present = x >= 0 && x < WD && y >= 0 && y < H;
+  wire signed [R-1:0] have = $signed({{(R-A){1'b0}}, held});
+  wire [A-1:0] dropped = drop[oy];
+
+  reg         v1, v2, p1;
+  reg [W-1:0] q1, q2;
+  wire en = !v2 | m_r;
+  wire go = en && (!present || at < have) && (!row_end || dropped <= held);
+  wire wt = s_v & s_r;
+  assign s_r = held != N;
+  assign m_v = v2;
+  assign m_d = q2;
+
+  wire f_done = BY_CHANNEL ? last_x & last_y : 1'b1;
+  wire x_done = BY_CHANNEL ? 1'b1 : last_f;
+  wire y_done = x_done & last_x;
+  wire o_done = last_f & last_x & last_y;
+  wire [A-1:0] step = o_done ? wrap(D_O) : BY_CHANNEL ? (!last_x ? wrap(D_X) : !last_y ? wrap(D_Y) : wrap(D_F))
+                                                      : (!last_f ? wrap(D_F) : !last_x ? wrap(D_X) : wrap(D_Y));
+  wire signed [R-1:0] move = o_done ? D_O : BY_CHANNEL ? (!last_x ? D_X : !last_y ? D_Y : D_F)
+                                                       : (!last_f ? D_F : !last_x ? D_X : D_Y);
+  wire [A:0] ra_sum = row_end ? base + jump[oy] : ra + step;
+  wire [A:0] base_sum = base + dropped;
+
+  always @(posedge clk) begin
+    if (wt) mem[wa] <= s_d;
+    if (en) begin
+      q1 <= mem[ra];
+      p1 <= !present;
+      q2 <= p1 ? FILL : q1;
+    end
+    if (rst) begin
+      v1 <= 0; v2 <= 0; held <= 0; wa <= 0; base <= 0;
+      ra <= wrap(start(0));
+      at <= start(0);
+      f <= 0; kx <= 0; ky <= 0; ox <= 0; oy <= 0;
+      x <= -PL; xs <= -PL; y <= -PT; ys <= -PT;
+    end else begin
+      if (en) begin
+        v1 <= go;
+        v2 <= v1;
+      end
+      if (wt) wa <= wa == N - 1 ? 0 : wa + 1'b1;
+      held <= held + wt - (go & row_end ? dropped : {A{1'b0}});
+      if (go) begin
+        ra <= ra_sum >= N ? ra_sum - N : ra_sum;
+        at <= row_end ? next[oy] : at + move;
+        if (row_end) base <= base_sum >= N ? base_sum - N : base_sum;
+        if (f_done) f <= last_f ? 0 : f + 1'b1;
+        if (x_done) kx <= last_x ? 0 : kx + 1'b1;
+        if (y_done) ky <= last_y ? 0 : ky + 1'b1;
+        if (o_done) begin
+          ox <= last_ox ? 0 : ox + 1'b1;
+          xs <= last_ox ? -PL : xs + SW;
+          x  <= last_ox ? -PL : xs + SW;
+        end else if (x_done) x <= last_x ? xs : x + DW;
+        if (row_end) begin
+          oy <= last_oy ? 0 : oy + 1'b1;
+          ys <= last_oy ? -PT : ys + SH;
+          y  <= last_oy ? -PT : ys + SH;
+        end else if (y_done) y <= last_y ? ys : y + DH;
+      end
+    end
+  end
+endmodule
+`default_nettype wire

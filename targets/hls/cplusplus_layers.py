@@ -73,7 +73,7 @@ def layer(op: Op, arguments: Mapping[str, str]) -> Layer:
                 words=max(x.words, y.words), ratio=max(x.lanes, y.lanes) // min(x.lanes, y.lanes)
             )
         case _:
-            raise NotImplementedError(type(op).__name__)
+            raise TypeError(f"{type(op).__name__} has no C++")
     call = f"qc::{kernel}<{c.name}>({', '.join(streams)});"
     return Layer(op.name, c.text(), "".join(c.tables), call)
 

@@ -130,7 +130,7 @@ class Op:
 
     def run(self, *ins: Words) -> Words:
         """The words of the output [words, lanes] for an image's words of every input."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is no unit")
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,7 +124,7 @@ class _Unit:
 
     def step(self, now: int) -> int:
         """See the class."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is no unit")
 
 
 class _Piped(_Unit):
@@ -162,7 +162,7 @@ class _Piped(_Unit):
 
     def issue(self, idle: bool) -> int:
         """-1: nothing can be done; 0: a step; 1: one that makes a result; more, when idle: so many steps at once."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} is no unit")
 
 
 class _Matrix(_Piped):

@@ -26,10 +26,10 @@ from qcompile.target import (
 )
 
 from ..c import build
-from . import cplusplus, verilog
-from . import pipeline as units
+from . import cplusplus, units, verilog
 from .cplusplus_sim import GET_CXX, CSim
 from .legalise import legalise
+from .pipeline import Port
 from .token import work
 
 _CPUS = ("any",)
@@ -164,7 +164,7 @@ def _known(cpu: str) -> None:
         raise BadInput(f"hls knows no cpu '{cpu}'; choose one of {', '.join(_CPUS)}")
 
 
-def _stacked(port: units.Port, vectors: Sequence[Codes]) -> Array:
+def _stacked(port: Port, vectors: Sequence[Codes]) -> Array:
     """The rows of all vectors, none where there are none."""
     none = np.zeros((0, *port.shape), port.dtype.numpy)
     return np.concatenate([none, *(codes[port.name] for codes in vectors)])

@@ -9,7 +9,8 @@ from qcompile.ir import Array
 from qcompile.targets.c.text import layout, render
 
 from .cplusplus_layers import comment, layer, word
-from .pipeline import Pipeline, Stream
+from .pipeline import Pipeline
+from .units import Stream
 
 HERE = Path(__file__).parent
 _COPIED = {

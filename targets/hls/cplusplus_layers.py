@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from qcompile.ir import arith
 
-from . import pipeline as units
-from .pipeline import Op, Stream
+from . import units
 from .requantize import Requantize, Row, signed_bits
+from .units import Op, Stream
 
 _NUMBERS_PER_LINE = 16
 

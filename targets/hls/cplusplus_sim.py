@@ -16,8 +16,9 @@ from qcompile.errors import QcompileError, ToolchainMissing, VerificationMismatc
 from qcompile.ir import Array
 from qcompile.targets.c.build import _workspace, call, find, first_lines
 
-from .pipeline import Pipeline, Stream
+from .pipeline import Pipeline
 from .requantize import Words
+from .units import Stream
 
 GET_CXX = "install a C++ compiler: apt-get install g++"
 _SECONDS = 900

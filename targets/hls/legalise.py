@@ -10,62 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qcompile.errors import BadInput, Unsupported
-from qcompile.ir import Graph, Node, Rescale, Reshape, Transpose, Value, ops
-from qcompile.ir.proof import accumulator_bound, code_range
+from qcompile.ir import Graph, Value, ops
 
-from . import pipeline as units
-from .pipeline import Op, Pipeline, Port, Stream
-from .requantize import Operand, Requantize, Row, fold, signed_bits
+from . import reading, units
+from .pipeline import Pipeline, Port
+from .reading import Step
+from .requantize import Requantize, signed_bits
+from .units import Op, Stream
 
 Folding = Mapping[str, tuple[int, int]]
 """(pe, simd) by layer: results at once and products in each; (lanes, 1) where a unit does the same in every lane.
 
 Layers that are not named have one of each, or the lanes of what they read where they work lane by lane.
 """
-
-_ACCUMULATORS = (ops.Conv, ops.MatMul, ops.SumPool)
-_UNITS = (*_ACCUMULATORS, Rescale, ops.Lut, ops.MaxPool, ops.Softmax, ops.Concat, ops.Pad)
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """A node that becomes units, and the Rescale that is part of them."""
-
-    node: Node
-    rescale: Node | None
-    layer: str
-
-    @property
-    def output(self) -> Value:
-        """The value it makes."""
-        return (self.rescale or self.node).output
-
-    @property
-    def terms(self) -> tuple[Value, ...]:
-        """What it reads beside the accumulator to requantize."""
-        values = () if self.rescale is None else self.rescale.inputs[1:]
-        return tuple(v for v in values if v.const is None)
-
-    @property
-    def reads(self) -> tuple[Value, ...]:
-        """The values it reads as streams, one entry a stream."""
-        match self.node.op:
-            case ops.Concat():
-                return self.node.inputs
-            case Rescale(accs=accs):
-                values = self.node.inputs[len(accs) :]
-                return (
-                    *self.node.inputs[: len(accs)],
-                    *(v for v in values if v.const is None),
-                )
-            case _:
-                return (self.node.inputs[0], *self.terms)
 
 
 def legalise(graph: Graph, folding: Folding | None = None) -> Pipeline:
@@ -76,108 +38,11 @@ def legalise(graph: Graph, folding: Folding | None = None) -> Pipeline:
     return _Builder(graph, folding or {}).pipeline()
 
 
-def steps(graph: Graph) -> list[Step]:
-    """The nodes that outputs need and that become units, in order, with what is fused into them."""
-    needed: set[Value] = {v for _, v in graph.outputs}
-    for node in reversed(graph.nodes):
-        if node.output in needed:
-            needed.update(node.inputs)
-    returned = {v for _, v in graph.outputs}
-    into: dict[Node, Node] = {}
-    for node in graph.nodes:
-        if isinstance(node.op, Rescale) and len(node.op.accs) == 1 and node.output in needed:
-            acc = node.inputs[0]
-            if (
-                acc.producer is not None
-                and isinstance(acc.producer.op, _ACCUMULATORS)
-                and len(acc.uses) == 1
-                and acc not in returned
-            ):
-                into[acc.producer] = node
-    fused = set(into.values())
-    names: dict[str, int] = {}
-    found = []
-    for node in graph.nodes:
-        if node.output not in needed or isinstance(node.op, Reshape | Transpose):
-            continue
-        if node in fused:
-            continue
-        if not isinstance(node.op, _UNITS):
-            raise Unsupported(
-                f"{node.name}: no unit of the FPGA target computes {type(node.op).__name__};"
-                " run this model on another target"
-            )
-        # a fused node computes where its Rescale stands: there everything it reads has been made
-        rescale = into.get(node)
-        count = names[node.name] = names.get(node.name, 0) + 1
-        layer = node.name if count == 1 else f"{node.name}.{count}"
-        found.append(Step(node, rescale, layer))
-    place = {node: i for i, node in enumerate(graph.nodes)}
-    return sorted(found, key=lambda s: place[s.rescale or s.node])
-
-
-class _Views:
-    """Which made value a value's elements are, and their order in it: None as they stand."""
-
-    def __init__(self, graph: Graph) -> None:
-        self._known: dict[Value, tuple[Value, NDArray[np.int64] | None]] = {}
-        for node in graph.nodes:
-            if not isinstance(node.op, Reshape | Transpose):
-                continue
-            source = node.inputs[0]
-            if source.type.shape[:1] != node.output.type.shape[:1]:
-                raise Unsupported(f"{node.name}: a Reshape mixes the rows of the batch")
-            root, order = self[source]
-            if isinstance(node.op, Transpose):
-                row = np.arange(root.type.size // root.type.shape[0])
-                stood = row if order is None else order
-                shape, perm = source.type.shape[1:], [p - 1 for p in node.op.perm[1:]]
-                moved = stood.reshape(shape).transpose(perm).reshape(-1)
-                order = None if np.array_equal(moved, row) else moved
-            self._known[node.output] = root, order
-
-    def __getitem__(self, value: Value) -> tuple[Value, NDArray[np.int64] | None]:
-        return self._known.get(value, (value, None))
-
-
-def _geometry(value: Value) -> tuple[int, int, int]:
-    """Height, width and channels of a value's row."""
-    row = value.type.shape[1:]
-    if len(row) < 2:
-        return 1, 1, math.prod(row)
-    return math.prod(row[:-2]), row[-2], row[-1]
-
-
-def _kind(value: Value) -> tuple[int, bool]:
-    """Bits and sign of a value's stream: an accumulator has as many as it is proved to need."""
-    dtype = value.type.dtype
-    if dtype.bits < 32:
-        return dtype.bits, dtype.signed
-    return min(32, signed_bits(*code_range(value))), True
-
-
-def _bound(value: Value) -> Row:
-    """The largest magnitude of a value, for each channel where that is proved."""
-    if value.producer is not None and isinstance(value.producer.op, ops.Conv | ops.MatMul):
-        return fold([int(b) for b in accumulator_bound(value.producer)])
-    lo, hi = code_range(value)
-    return (max(abs(lo), abs(hi)),)
-
-
-def _planar(row: Sequence[int], default: int) -> tuple[int, int]:
-    """A row of one entry for each spatial axis, for two axes."""
-    return (default, row[0]) if len(row) == 1 else (row[0], row[1])
-
-
-def _planar_pads(pads: Sequence[int]) -> tuple[int, int, int, int]:
-    return (0, pads[0], 0, pads[1]) if len(pads) == 2 else (pads[0], pads[1], pads[2], pads[3])
-
-
 class _Builder:
     def __init__(self, graph: Graph, folding: Folding) -> None:
         self._graph, self._folding = graph, folding
-        self._views = _Views(graph)
-        self._steps = steps(graph)
+        self._views = reading.Views(graph)
+        self._steps = reading.steps(graph)
         self._ops: list[Op] = []
         self._arms: dict[Value, list[Stream]] = {}
         self._ports: dict[Value, Port] = {}
@@ -241,14 +106,14 @@ class _Builder:
         wanted = self._uses[value]
         order = self._views[wanted[0]][1]
         for other in wanted[1:]:
-            if not _same(self._views[other][1], order):
+            if not reading.same_order(self._views[other][1], order):
                 raise Unsupported(
                     f"input {self._inputs[value].name} is read in two orders, as {wanted[0].name} and as"
                     f" {other.name}; transpose one of them before the model"
                 )
-        h, w, c = _geometry(wanted[0])
+        h, w, c = reading.geometry(wanted[0])
         name = f"in{[v for _, v in self._graph.inputs].index(value)}"
-        bits, signed = _kind(value)
+        bits, signed = reading.kind(value)
         # as wide as its first reader wants it; the reader's geometry may have longer rows of channels than the port's
         width = math.gcd(lanes or 1, c if geometry is None else geometry[-1])
         if c % width:
@@ -285,7 +150,7 @@ class _Builder:
                 " keep channels last inside the model"
             )
         arm = self._arms[root].pop(0)
-        h, w, c = geometry or _geometry(value)
+        h, w, c = geometry or reading.geometry(value)
         target = math.gcd(arm.lanes, c) if lanes is None else lanes
         name = self._name(f"width{slot}")
         arm = self._narrow(arm, math.gcd(arm.lanes, c, target), layer, name)
@@ -314,7 +179,7 @@ class _Builder:
         if root in self._ports:
             # the stream already stands in the order that all readers of the input agree on
             order = None
-        h, w, c = _geometry(root)
+        h, w, c = reading.geometry(root)
         layout = f"{h} x {w} pixels of {c} channels, pixel after pixel"
         return Port(name, arm, value.type.dtype, value.type.shape[1:], order, layout)
 
@@ -334,13 +199,13 @@ class _Builder:
     def _output(
         self, value: Value, name: str, lanes: int, geometry: tuple[int, int, int] | None = None
     ) -> Stream:
-        h, w, c = geometry or _geometry(value)
-        bits, signed = _kind(value)
+        h, w, c = geometry or reading.geometry(value)
+        bits, signed = reading.kind(value)
         return Stream(name, bits, signed, h, w, c, lanes, value=value.name)
 
     def _build(self, step: Step) -> None:
         match step.node.op:
-            case ops.Conv() if _depthwise(step.node):
+            case ops.Conv() if reading.is_depthwise(step.node):
                 op: Op = self._depthwise(step)
             case ops.Conv() | ops.MatMul():
                 op = self._matrix(step)
@@ -369,7 +234,7 @@ class _Builder:
         """The taps of x; x itself where they are its pixels."""
         if math.prod(kernel) == math.prod(strides) == 1 and not any(pads):
             return replace(x, by_channel=by_channel)
-        h, w, _ = _geometry(step.node.output)
+        h, w, _ = reading.geometry(step.node.output)
         name = self._name("window")
         taps = replace(
             x,
@@ -387,10 +252,10 @@ class _Builder:
                 step.layer,
                 (x,),
                 (taps,),
-                _planar(kernel, 1),
-                _planar(strides, 1),
-                _planar_pads(pads),
-                _planar(dilations, 1),
+                reading.planar(kernel, 1),
+                reading.planar(strides, 1),
+                reading.planar_pads(pads),
+                reading.planar(dilations, 1),
                 fill,
             )
         )
@@ -400,14 +265,14 @@ class _Builder:
         if step.rescale is None:
             return (), None
         values = tuple(self._read(v, lanes, step.layer, 1 + i) for i, v in enumerate(step.terms))
-        return values, _requantize(step.rescale)
+        return values, reading.datapath(step.rescale)
 
     def _matrix(self, step: Step) -> Op:
         node = step.node
         w, b = node.inputs[1].constant.astype(np.int64), node.inputs[2].constant.astype(np.int64)
         outputs, depth = len(w), w.size // len(w)
         if isinstance(node.op, ops.Conv):
-            w = _dense(w, node.op.groups)
+            w = reading.dense(w, node.op.groups)
             depth = w.size // len(w)
         w = w.reshape(outputs, depth)
         pe, simd = self._folding.get(step.layer, (1, 1))
@@ -417,7 +282,7 @@ class _Builder:
             )
         if isinstance(node.op, ops.Conv):
             op = node.op
-            _spatial(node)
+            reading.check_spatial(node)
             channels = node.inputs[0].type.shape[-1]
             kernel = node.inputs[1].type.shape[1:-1]
             plain = math.prod(kernel) == math.prod(op.strides) == 1 and not any(op.pads)
@@ -436,7 +301,7 @@ class _Builder:
             step.layer,
             (x, *values),
             (self._output(step.output, name, pe),),
-            _acc_bits(node),
+            reading.acc_bits(node),
             requantize,
             w,
             b,
@@ -446,7 +311,7 @@ class _Builder:
     def _depthwise(self, step: Step) -> Op:
         node, op = step.node, step.node.op
         assert isinstance(op, ops.Conv)
-        _spatial(node)
+        reading.check_spatial(node)
         w, b = node.inputs[1].constant.astype(np.int64), node.inputs[2].constant.astype(np.int64)
         x = self._read(node.inputs[0], self._lanes(step, len(w)), step.layer, 0)
         kernel = node.inputs[1].type.shape[1:-1]
@@ -460,7 +325,7 @@ class _Builder:
             step.layer,
             (x, *values),
             (self._output(step.output, name, x.lanes),),
-            _acc_bits(node),
+            reading.acc_bits(node),
             requantize,
             w.reshape(len(w), -1),
             b,
@@ -470,7 +335,7 @@ class _Builder:
     def _sum_pool(self, step: Step) -> Op:
         node, op = step.node, step.node.op
         assert isinstance(op, ops.SumPool)
-        _spatial(node)
+        reading.check_spatial(node)
         shape = node.inputs[0].type.shape
         x = self._read(node.inputs[0], self._lanes(step, shape[-1]), step.layer, 0)
         whole = op.kernel == shape[1:-1] and not any(op.pads)
@@ -487,7 +352,7 @@ class _Builder:
             step.layer,
             (x, *values),
             (self._output(step.output, name, x.lanes),),
-            _acc_bits(node),
+            reading.acc_bits(node),
             requantize,
             op.zero_point,
         )
@@ -495,7 +360,7 @@ class _Builder:
     def _max_pool(self, step: Step) -> Op:
         node, op = step.node, step.node.op
         assert isinstance(op, ops.MaxPool)
-        _spatial(node)
+        reading.check_spatial(node)
         x = self._read(
             node.inputs[0], self._lanes(step, node.inputs[0].type.shape[-1]), step.layer, 0
         )
@@ -514,7 +379,7 @@ class _Builder:
             raise Unsupported(f"{node.name}: a Pad is a unit along height and width only")
         x = self._read(node.inputs[0], None, step.layer, 0)
         out = self._output(step.output, self._name("pad"), x.lanes)
-        pads = _planar_pads((*begins[:-1], *ends[:-1]))
+        pads = reading.planar_pads((*begins[:-1], *ends[:-1]))
         return units.Window(
             out.name, step.layer, (x,), (out,), (1, 1), (1, 1), pads, (1, 1), op.value
         )
@@ -528,7 +393,7 @@ class _Builder:
                 table = node.inputs[1].constant.astype(np.int64)
                 return units.Softmax(out.name, step.layer, (x,), (out,), op, table)
             case ops.Lut():
-                channels = _geometry(step.output)[-1]
+                channels = reading.geometry(step.output)[-1]
                 x = self._read(node.inputs[0], self._lanes(step, channels), step.layer, 0)
                 out = self._output(step.output, self._name("table"), x.lanes)
                 table = node.inputs[1].constant.astype(np.int64)
@@ -536,8 +401,8 @@ class _Builder:
             case ops.Concat(axis=axis):
                 return self._concat(step, axis)
             case _:
-                requantize = _requantize(node)
-                lanes = self._lanes(step, _geometry(step.output)[-1])
+                requantize = reading.datapath(node)
+                lanes = self._lanes(step, reading.geometry(step.output)[-1])
                 parts: list[Stream] = []
                 for i, v in enumerate(step.reads):
                     parts.append(self._read(v, lanes, step.layer, i))
@@ -550,10 +415,10 @@ class _Builder:
     def _concat(self, step: Step, axis: int) -> Op:
         """Along any axis: what comes before it are pixels, the rest are channels."""
         values = step.reads
-        kinds = {_kind(v) for v in values}
+        kinds = {reading.kind(v) for v in values}
         if len(kinds) > 1:
             raise Unsupported(f"{step.layer}: Concat of accumulators of different widths")
-        shapes = [_split(v, axis) for v in values]
+        shapes = [reading.split(v, axis) for v in values]
         common = math.gcd(*(c for _, _, c in shapes))
         lanes = self._lanes(step, common)
         parts: list[Stream] = []
@@ -564,69 +429,5 @@ class _Builder:
                 lanes = math.gcd(arms[0].lanes if arms else 1, common)
             parts.append(self._read(v, lanes, step.layer, i, shape))
         name, lanes = self._name("concat"), parts[0].lanes
-        out = self._output(step.output, name, lanes, _split(step.output, axis))
+        out = self._output(step.output, name, lanes, reading.split(step.output, axis))
         return units.Concat(out.name, step.layer, tuple(parts), (out,))
-
-
-def _split(value: Value, axis: int) -> tuple[int, int, int]:
-    """The geometry in which a Concat along any axis is one of channels."""
-    shape = value.type.shape
-    return 1, math.prod(shape[1:axis]), math.prod(shape[axis:])
-
-
-def _same(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> bool:
-    return a is b or (a is not None and b is not None and np.array_equal(a, b))
-
-
-def _spatial(node: Node) -> None:
-    if len(node.inputs[0].type.shape) > 4:
-        raise Unsupported(f"{node.name}: windows have one or two spatial axes")
-
-
-def _depthwise(node: Node) -> bool:
-    shape = node.inputs[1].type.shape
-    assert isinstance(node.op, ops.Conv)
-    return node.op.groups == shape[0] == node.inputs[0].type.shape[-1] and shape[-1] == 1
-
-
-def _dense(w: NDArray[np.int64], groups: int) -> NDArray[np.int64]:
-    """The weights of a grouped convolution among all channels."""
-    if groups == 1:
-        return w
-    outputs, depth = len(w) // groups, w.shape[-1]
-    wide = np.zeros((*w.shape[:-1], groups * depth), np.int64)
-    for g in range(groups):
-        rows, columns = slice(g * outputs, (g + 1) * outputs), slice(g * depth, (g + 1) * depth)
-        wide[rows, ..., columns] = w[rows]
-    return wide
-
-
-def _acc_bits(node: Node) -> int:
-    return int(accumulator_bound(node).max()).bit_length() + 1
-
-
-def _requantize(node: Node) -> Requantize:
-    op = node.op
-    assert isinstance(op, Rescale)
-    shape = node.output.type.shape
-    operands = []
-    for i, v in enumerate(node.inputs):
-        bits, signed = _kind(v)
-        constant: Row | None = None
-        if v.const is not None:
-            if (
-                i < len(op.accs)
-                or v.const.size not in (1, shape[-1])
-                or (op.spatial and v.const.size > 1)
-                or v.const.size != v.const.shape[-1]
-            ):
-                raise Unsupported(
-                    f"{node.name}: constant {v.name} has more than one row of channels"
-                )
-            constant = fold([int(c) for c in v.const.reshape(-1)])
-        elif v.type.shape != shape:
-            raise Unsupported(
-                f"{node.name}: {v.name} is {v.type} where {shape} is computed; streams are not broadcast"
-            )
-        operands.append(Operand(_bound(v), bits, signed, constant))
-    return Requantize.of(op, operands)

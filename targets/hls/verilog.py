@@ -14,10 +14,12 @@ from pathlib import Path
 from qcompile.ir import Array, arith
 
 from ..c.text import Names, c_comment, render
-from . import pipeline as units
-from .pipeline import Op, Pipeline, Stream
+from . import units
+from .handshake import DEPTHWISE, MATVEC, POOL
+from .pipeline import Pipeline
 from .requantize import Requantize, Row, entry
-from .token import DEPTHWISE, MATVEC, POOL, work
+from .token import work
+from .units import Op, Stream
 
 RTL = Path(__file__).parent / "rtl"
 Vectors = Mapping[str, Array]

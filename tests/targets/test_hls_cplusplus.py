@@ -25,7 +25,8 @@ from qcompile.targets.hls import cplusplus
 from qcompile.targets.hls.cplusplus import emit
 from qcompile.targets.hls.cplusplus_sim import CSim
 from qcompile.targets.hls.legalise import Folding, legalise
-from qcompile.targets.hls.pipeline import MatrixVector, Pipeline
+from qcompile.targets.hls.pipeline import Pipeline
+from qcompile.targets.hls.units import MatrixVector
 from tests.strategies import OPERATORS, feeds, graphs, singles
 from tests.targets.test_families import data, network
 

@@ -34,10 +34,12 @@ from qcompile.ir import (
     arith,
 )
 from qcompile.ir.proof import accumulator_bound, code_range, prove, prove_rescale
-from qcompile.targets.hls import pipeline as units
-from qcompile.targets.hls.legalise import Folding, legalise, steps
-from qcompile.targets.hls.pipeline import Pipeline, Stream
+from qcompile.targets.hls import units
+from qcompile.targets.hls.legalise import Folding, legalise
+from qcompile.targets.hls.pipeline import Pipeline
+from qcompile.targets.hls.reading import steps
 from qcompile.targets.hls.requantize import Operand, Requantize, entry
+from qcompile.targets.hls.units import Stream
 from tests.strategies import OPERATORS, Maker, feeds, graphs, singles
 from tests.targets.test_families import data, network
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from qcompile.errors import Unsupported
 from qcompile.ir import DType, Graph, Port
-from qcompile.targets.hls import pipeline as units
-from qcompile.targets.hls import token, verilog
+from qcompile.targets.hls import token, units, verilog
 from qcompile.targets.hls.legalise import legalise
 from qcompile.targets.hls.pipeline import Pipeline
 from qcompile.targets.hls.rtlsim import icarus

@@ -19,10 +19,27 @@ Codes = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
+class Fabric:
+    """What a design of logic is made for: a part, a clock, a rate to reach, limits on what it may take.
+
+    `folding` is the text of a folding.json to follow. Without a rate, limits or a folding, every unit is as small as it
+    can be; without a rate but with limits, the design is the fastest within them.
+    """
+
+    part: str | None = None
+    clock_mhz: float = 100.0
+    target_fps: float | None = None
+    max_dsp: int | None = None
+    max_bram: int | None = None
+    max_lut: int | None = None
+    folding: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where a program's data lies and how many bytes it may take: linker sections, limits on RAM and flash.
 
-    `stack` bytes of the RAM are not for buffers.
+    `stack` bytes of the RAM are not for buffers. `fabric` is for targets that are designs of logic.
     """
 
     weights_section: str | None = None
@@ -30,10 +47,67 @@ class Placement:
     max_ram: int | None = None
     max_flash: int | None = None
     stack: int = 0
+    fabric: Fabric | None = None
 
 
 ANYWHERE = Placement()
 """Default sections, no limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One unit of a design: results at once, products in each, cycles an image keeps it busy, logic it takes."""
+
+    name: str
+    layer: str
+    kind: str
+    pe: int
+    simd: int
+    cycles: int
+    dsp: int
+    bram18: int
+    lut: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fifo:
+    """A stream between two units: words of `bits` bits it holds at most, and how many it ever held in the model."""
+
+    name: str
+    bits: int
+    depth: int
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """A design of logic before synthesis: cycles are exact for the Verilog, DSP blocks too, LUTs are a model's.
+
+    `latency` counts cycles until the first image is out, `interval` those between images; the LUT count is right within
+    the factor 1 +- `lut_error` on the designs it was fitted on. `available` has what the part offers, by the same names.
+    """
+
+    part: str
+    clock_mhz: float
+    latency: int
+    interval: int
+    units: tuple[Unit, ...]
+    fifos: tuple[Fifo, ...]
+    dsp: int
+    bram18: int
+    lut: int
+    lut_error: float
+    available: Mapping[str, int]
+
+    @property
+    def latency_us(self) -> float:
+        """Microseconds until the first image is out, at the clock that was asked for."""
+        return self.latency / self.clock_mhz
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second in a steady flow, at the clock that was asked for."""
+        return self.clock_mhz * 1e6 / self.interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +139,7 @@ class Lowered:
     """An emitted program. `files` are deterministic bytes by relative path; no clock, path or host name is in them.
 
     `stored` gives the trace id of every value that reaches memory; `fused` names those that never do. Where layers run
-    in `bands` of rows, `pieces` says of names that the graph does not know what they are.
+    in `bands` of rows, `pieces` says of names that the graph does not know what they are. `design` tells of logic.
     """
 
     files: Mapping[str, bytes]
@@ -76,6 +150,7 @@ class Lowered:
     layers: Sequence[Layer]
     pieces: Mapping[str, Piece] = field(default_factory=dict)
     bands: int = 1
+    design: Design | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,10 @@ def check(
             f"{job.target.name} program: {program.samples} samples, {program.mismatches} mismatches, "
             f"{program.intermediates} intermediates compared"
         )
+        for other in program.others:
+            context.log(
+                f"{other.name}: {other.samples} samples, {other.mismatches} mismatches; {other.note}"
+            )
     no_float, why, built, counts = None, reason, None, None
     if program is not None:
         built = job.target.footprint(place, name=job.name, cpu=job.cpu)
@@ -240,6 +244,13 @@ def _budgets(job: Job, taken: Memory) -> None:
         )
 
 
+def _differing(program: Verification) -> str:
+    """What the other ways to run it showed, where they differ."""
+    return "".join(
+        f", {o.name} in {o.mismatches} over {o.samples}" for o in program.others if o.mismatches
+    )
+
+
 def gate(job: Job, checked: Checked, sqnr_db: float | None) -> None:
     """Stop what does not equal the integer graph, holds float, or is further from the float model than allowed."""
     if checked.onnx_mismatches:
@@ -251,7 +262,8 @@ def gate(job: Job, checked: Checked, sqnr_db: float | None) -> None:
         if program is not None and not program.ok:
             raise VerificationMismatch(
                 f"the {job.target.name} program differs from the integer graph in {program.mismatches} elements "
-                f"over {program.samples} samples; first at {program.first}; this is a defect: please report it"
+                f"over {program.samples} samples{_differing(program)}; first at {program.first}; "
+                "this is a defect: please report it"
             )
     if checked.no_float is not None and not checked.no_float.clean:
         found = checked.no_float.findings[0] if checked.no_float.findings else "no instructions"

@@ -306,6 +306,29 @@ def compile_(
         str | None,
         typer.Option(metavar="BYTES", help="Code and constants fit in so much."),
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="FPGA to design for, as xc7z020; default: that one."),
+    ] = None,
+    clock_mhz: Annotated[
+        float | None, typer.Option(metavar="MHZ", help="Clock of the design; default 100.")
+    ] = None,
+    target_fps: Annotated[
+        float | None, typer.Option(metavar="N", help="Images a second that the design reaches.")
+    ] = None,
+    max_dsp: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="DSP blocks the design may take.")
+    ] = None,
+    max_bram: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="18-kbit block RAMs it may take.")
+    ] = None,
+    max_lut: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="LUTs it may take, by the model.")
+    ] = None,
+    folding: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDING.json", help="Follow this folding, as a design wrote it."),
+    ] = None,
     threads: Threads = 1,
     json: AsJson = False,
     verbose: Verbose = False,
@@ -325,6 +348,8 @@ def compile_(
             plan=plan, encodings=encodings, require_verified=strict, min_sqnr=min_sqnr,
             weights_section=weights_section, arena_section=arena_section,
             max_ram=size("--max-ram", max_ram), max_flash=size("--max-flash", max_flash),
+            part=part, clock_mhz=clock_mhz, target_fps=target_fps, max_dsp=max_dsp, max_bram=max_bram,
+            max_lut=max_lut, folding=folding,
         )  # fmt: skip
         dims = dimensions(input_dim or ())
         from qcompile import driver

@@ -15,12 +15,13 @@ from qcompile.errors import BadInput, QcompileError
 from qcompile.formats import Int, parse_format
 from qcompile.options import Options
 from qcompile.recipe import Recipe
-from qcompile.target import Placement, Target
+from qcompile.target import CLOCK_MHZ, Fabric, Placement, Target
 
 IMPORT = "import"
 """The recipe for models that another tool has quantized; the default one gives way to it."""
 
 _RESERVED = frozenset({".text", ".data", ".bss", ".rodata", ".vectors", "COMMON"})
+_MOST_FOLDING = 1 << 20
 _SECTION = re.compile(r"[.A-Za-z_][.A-Za-z0-9_]{0,63}")
 
 Model = str | os.PathLike[str] | bytes
@@ -53,6 +54,20 @@ class Job:
             given.max_ram,
             given.max_flash,
             given.stack or 0,
+            self._fabric if self.target.fabric else None,
+        )
+
+    @property
+    def _fabric(self) -> Fabric:
+        given = self.options
+        return Fabric(
+            given.part,
+            given.clock_mhz or CLOCK_MHZ,
+            given.target_fps,
+            given.max_dsp,
+            given.max_bram,
+            given.max_lut,
+            None if given.folding is None else _text(given.folding),
         )
 
     @classmethod
@@ -107,6 +122,7 @@ class Job:
         ):
             if count is not None and count < 1:
                 raise BadInput(f"{what} is at least 1, not {count}")
+        _check_kind(chosen, options)
         decided = options.encodings is not None or _rounds(source)
         if recipe_name == "default" and decided:
             recipe_name = IMPORT
@@ -115,6 +131,51 @@ class Job:
         return cls(
             source, chosen, cpu, recipe.load(recipe_name), place, dict(input_dims), options, name
         )
+
+
+def _check_kind(chosen: Target, options: Options) -> None:
+    """Raise BadInput where an option is for designs of logic and the target for programs, or the other way round."""
+    logic = {
+        "--part": options.part,
+        "--clock-mhz": options.clock_mhz,
+        "--target-fps": options.target_fps,
+        "--max-dsp": options.max_dsp,
+        "--max-bram": options.max_bram,
+        "--max-lut": options.max_lut,
+        "--folding": options.folding,
+    }
+    memory = {
+        "--max-ram": options.max_ram,
+        "--max-flash": options.max_flash,
+        "--weights-section": options.weights_section,
+        "--arena-section": options.arena_section,
+    }
+    for flag, given in (memory if chosen.fabric else logic).items():
+        if given is not None:
+            raise BadInput(
+                f"{flag} is not for {chosen.name}, which is a design of logic: --max-dsp, --max-bram and --max-lut are"
+                if chosen.fabric
+                else f"{flag} is not for {chosen.name}, which is a program: it is for --target=hls"
+            )
+    for flag in ("--clock-mhz", "--target-fps"):
+        rate = logic[flag]
+        if isinstance(rate, int | float) and not 1e-3 <= rate <= 1e9:
+            raise BadInput(f"{flag} lies between 0.001 and 1e9, not {rate}")
+    for flag in ("--max-dsp", "--max-bram", "--max-lut"):
+        most = logic[flag]
+        if isinstance(most, int) and most < 0:
+            raise BadInput(f"{flag} is not negative, as {most} is")
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    try:
+        with open(path, "rb") as f:
+            content = f.read(_MOST_FOLDING + 1)
+        if len(content) > _MOST_FOLDING:
+            raise BadInput(f"the folding {path} has more than {_MOST_FOLDING:,} bytes")
+        return content.decode()
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadInput(f"cannot read the folding {path}: {e}") from e
 
 
 def _rounds(source: Model) -> bool:

@@ -14,6 +14,8 @@ from qcompile.options import Options
 
 VERSION = 1
 MANIFEST_FILE = "manifest.json"
+FOLDING_FILE = "folding.json"
+"""Beside the manifest of a design: how each layer is folded."""
 MEASURED = frozenset({"report.json", "report.html", "manifest.json"})
 """Files that hold what was observed on a machine; they are not compared byte by byte."""
 
@@ -55,6 +57,7 @@ def describe(
     kept = {k: v for k, v in asdict(options).items() if k != "plan"}
     kept["overrides"] = dict(options.overrides)
     kept["encodings"] = None if options.encodings is None else str(options.encodings)
+    kept["folding"] = None if options.folding is None else FOLDING_FILE
     return {
         "version": VERSION,
         "qcompile": metadata.version("qcompile"),

@@ -18,8 +18,9 @@ class Options:
     `encodings` is AIMET's JSON file beside a float model. `require_verified` makes a missing compiler or emulator an
     error. `min_sqnr` is an accuracy gate in dB on the calibration samples. `weights_section` and `arena_section` are
     linker sections; `max_ram` and `max_flash` are limits in bytes on arena, inputs, outputs and stack together, and on
-    code and constants together; `stack` bytes of max_ram are kept for the
-    stack, as many as it was measured to take where None.
+    code and constants together; `stack` bytes of max_ram are kept for the stack, as many as it was measured to take
+    where None. `part` to `folding` are for designs of logic: what for, at which clock, how many images a second, what
+    it may take, and a folding.json to follow.
     """
 
     cpu: str | None = None
@@ -48,6 +49,13 @@ class Options:
     max_ram: int | None = None
     max_flash: int | None = None
     stack: int | None = None
+    part: str | None = None
+    clock_mhz: float | None = None
+    target_fps: float | None = None
+    max_dsp: int | None = None
+    max_bram: int | None = None
+    max_lut: int | None = None
+    folding: str | os.PathLike[str] | None = None
 
     def but(self, chosen: Mapping[str, object]) -> Options:
         """These options with some chosen anew; BadInput for a name that is none."""

@@ -5,7 +5,7 @@ A target never changes a value: what it cannot run it refuses (`Unsupported`), n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,9 @@ from qcompile.ir import Array, Graph
 Codes = Mapping[str, Array]
 """Integer tensors by port name; the first axis counts rows."""
 
+CLOCK_MHZ = 100.0
+"""What a design of logic is clocked with unless its user knows better."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fabric:
@@ -27,7 +30,7 @@ class Fabric:
     """
 
     part: str | None = None
-    clock_mhz: float = 100.0
+    clock_mhz: float = CLOCK_MHZ
     target_fps: float | None = None
     max_dsp: int | None = None
     max_bram: int | None = None
@@ -84,7 +87,7 @@ class Design:
     """A design of logic before synthesis: cycles are exact for the Verilog, DSP blocks too, LUTs are a model's.
 
     `latency` counts cycles until the first image is out, `interval` those between images; the LUT count is right within
-    the factor 1 +- `lut_error` on the designs it was fitted on. `available` has what the part offers, by the same names.
+    the factor 1 +- `lut_error` on the designs it was fitted on. `available` has what the part offers.
     """
 
     part: str
@@ -155,10 +158,14 @@ class Lowered:
 
 @dataclass(frozen=True, slots=True)
 class FloatCertificate:
-    """What disassembling the built objects showed: `instructions` decoded, and the float ones and symbols found."""
+    """What disassembling the built objects showed: `instructions` decoded, and the float ones and symbols found.
+
+    Where there are no objects, `basis` says what was counted instead.
+    """
 
     instructions: int
     findings: Sequence[str] = field(default_factory=tuple)
+    basis: str = "instructions of the object files were decoded"
 
     @property
     def clean(self) -> bool:
@@ -222,6 +229,15 @@ class Counts:
         return sum(layer.macs for layer in self.layers)
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Another way to run what was emitted: `run` gives the outputs of at most `rows` rows, and what else was seen."""
+
+    name: str
+    rows: int
+    run: Callable[[Codes], tuple[dict[str, Array], str]]
+
+
 class Runner(Protocol):
     """A built program that can be run here, natively or in an emulator."""
 
@@ -240,6 +256,11 @@ class Runner(Protocol):
 
     def count(self, feeds: Codes) -> Counts:
         """What one call executes, layer by layer; ToolchainMissing where nothing counts."""
+        ...
+
+    @property
+    def ways(self) -> Sequence[Way]:
+        """Other ways to run what was emitted that can be had here; none for a program."""
         ...
 
 
@@ -264,6 +285,11 @@ class Target(Protocol):
     @property
     def sanitizers(self) -> str:
         """What the sanitized build looks for."""
+        ...
+
+    @property
+    def fabric(self) -> bool:
+        """Is what it emits a design of logic, not a program?"""
         ...
 
     def lower(

@@ -244,7 +244,14 @@ def reproduce(
     recorded = data["recipe"]
     assert isinstance(recorded, dict)
     recorded_options = manifest.options_of(data, plan)
-    options = replace(recorded_options, name=str(data["name"]), cpu=str(data["cpu"]), features=None)
+    followed = None if recorded_options.folding is None else file.parent / manifest.FOLDING_FILE
+    options = replace(
+        recorded_options,
+        name=str(data["name"]),
+        cpu=str(data["cpu"]),
+        features=None,
+        folding=followed,
+    )
     with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
         again = Path(scratch) / "again"
         job = Job.checked(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qcompile.border import run_graph
 from qcompile.ir import Array, Graph, Value
-from qcompile.target import Codes, Piece, Runner
+from qcompile.target import Codes, Piece, Runner, Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +32,37 @@ class Mismatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Other:
+    """Another way to run what was emitted: how many samples were compared, what differed, what else was seen."""
+
+    name: str
+    samples: int
+    mismatches: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
-    """How many samples were compared and how many elements differed; `intermediates` counts compared values."""
+    """How many samples were compared and how many elements differed; `intermediates` counts compared values.
+
+    `others` tells the same of every other way to run it.
+    """
 
     samples: int
     mismatches: int
     first: Mismatch | None
     intermediates: int = 0
     sanitized: bool = False
+    others: tuple[Other, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Was anything compared, and did all of it agree?"""
-        return self.samples > 0 and self.mismatches == 0
+        return (
+            self.samples > 0
+            and self.mismatches == 0
+            and all(o.samples > 0 and o.mismatches == 0 for o in self.others)
+        )
 
 
 def verify(
@@ -63,6 +81,7 @@ def verify(
     samples = mismatches = intermediates = 0
     lead = graph.inputs[0][1].type.shape[0]
     first: Mismatch | None = None
+    others = {way.name: Other(way.name, 0, 0, "") for way in runner.ways}
     for batch in batches:
         rows = _rows(graph, batch)
         if samples < trace:
@@ -86,9 +105,39 @@ def verify(
                 first = _locate(
                     graph, runner, batch, at[0] // value.type.shape[0], samples
                 ) or _mismatch(value, at, samples, expected[port.name], got[port.name])
+        for way in runner.ways:
+            others[way.name], differing = _also(graph, way, batch, expected, others[way.name])
+            first = first or differing
         samples += rows * lead
         progress(samples)
-    return Verification(samples, mismatches, first, intermediates, sanitized)
+    return Verification(
+        samples, mismatches, first, intermediates, sanitized, tuple(others.values())
+    )
+
+
+def _also(
+    graph: Graph, way: Way, batch: Codes, expected: Mapping[str, Array], done: Other
+) -> tuple[Other, Mismatch | None]:
+    """One more batch of another way, as far as its rows go."""
+    lead = graph.inputs[0][1].type.shape[0]
+    rows = min(_rows(graph, batch), max(way.rows - done.samples, 0) // lead)
+    if not rows:
+        return done, None
+    got, note = way.run(_cut(graph, batch, 0, rows))
+    wrong, first = 0, None
+    for port, value in graph.outputs:
+        wanted = expected[port.name][: rows * value.type.shape[0]]
+        differs = got[port.name] != wanted
+        if differs.any():
+            wrong += int(differs.sum())
+            at = tuple(int(i) for i in np.argwhere(differs)[0])
+            first = first or _mismatch(value, at, done.samples, wanted, got[port.name])
+    return replace(
+        done,
+        samples=done.samples + rows * lead,
+        mismatches=done.mismatches + wrong,
+        note=note,
+    ), first
 
 
 def _rows(graph: Graph, batch: Codes) -> int:

@@ -15,7 +15,7 @@ from qcompile.integerized import Integerized
 from qcompile.ir import Graph, Port, Value
 from qcompile.ir.proof import prove
 from qcompile.job import Job
-from qcompile.target import Counts, Lowered
+from qcompile.target import Counts, Design, Lowered
 from qcompile.verify import Mismatch
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def certificates(graph: Graph, integerized: Integerized, checked: Checked) -> Js
         "no_float": {
             "checked": proof is not None,
             "instructions": proof.instructions if proof is not None else 0,
+            "basis": proof.basis if proof is not None else None,
             "findings": list(proof.findings) if proof is not None else [],
             "reason": checked.no_float_reason,
         },
@@ -183,6 +184,20 @@ def program(lowered: Lowered, counts: Counts | None) -> Json:
     }
 
 
+def design(made: Design | None) -> Json | None:
+    """A design of logic before synthesis, and what was not run; null for a program."""
+    if made is None:
+        return None
+    return {
+        **asdict(made),
+        "available": dict(made.available),
+        "latency_us": made.latency_us,
+        "images_per_second": made.images_per_second,
+        "not_run": ["Vitis synthesis and co-simulation", "place and route", "a board"],
+        "fmax_mhz": None,
+    }
+
+
 def verification(checked: Checked, sanitizers: str) -> Json:
     """What was run and compared, and what was not and why."""
     program, strict = checked.program, checked.sanitized
@@ -195,6 +210,7 @@ def verification(checked: Checked, sanitizers: str) -> Json:
         "sanitized": strict is not None,
         "sanitizers": sanitizers if strict is not None else None,
         "onnx": {"samples": checked.onnx_samples, "mismatches": checked.onnx_mismatches},
+        "others": [asdict(other) for other in program.others] if program is not None else [],
         "first": mismatch(program.first)
         if program is not None and program.first is not None
         else None,
@@ -268,6 +284,7 @@ def gather(
         "accuracy": accuracy(graph, measured),
         "memory": memory(checked.memory),
         "program": program(lowered, checked.counts),
+        "design": design(lowered.design),
         "certificates": certificates(graph, integerized, checked),
         "verification": verification(checked, job.target.sanitizers),
         "fused": list(lowered.fused),

@@ -29,6 +29,7 @@ from qcompile.report.wording import (
     decibel,
     duration,
     fraction,
+    number,
     percent,
     shape,
     shown,
@@ -61,12 +62,16 @@ def compiled(report: Mapping[str, object], folder: Path) -> list[RenderableType]
     parts += _alarm(made_up(report))
     parts += _tried(report)
     parts += [Text(), _worst(report, target), Text(), *_accuracy(report), Text(), _claims(report)]
-    parts += [
-        Text(),
-        Text(
+    if at(report, "design") is None:
+        taken = (
             f"memory  {size(at(report, 'memory', 'arena_bytes'))} working, "
             f"{size(at(report, 'memory', 'weight_bytes'))} weights and tables{_chip(report)}"
-        ),
+        )
+    else:
+        taken = f"design  {_logic(report)}"
+    parts += [
+        Text(),
+        Text(taken),
         Text(f"files   {visible(str(folder))} (read report.html first)"),
     ]
     parts += [Text(f"warning: {sentence}", "yellow") for sentence in texts(report, "warnings")]
@@ -83,6 +88,22 @@ def _chip(report: Mapping[str, object]) -> str:
     if (executed := at(report, "program", "executed")) is not None:
         parts.append(f"{amount(executed)} {shown(at(report, 'program', 'unit'))} an inference")
     return f"; built: {', '.join(parts)}" if parts else ""
+
+
+def _logic(report: Mapping[str, object]) -> str:
+    """What a design of logic takes and how fast it is, before synthesis."""
+    design = at(report, "design")
+    of = {
+        k: f"{amount(at(design, k))} of {amount(at(design, 'available', k))}"
+        for k in ("dsp", "bram18")
+    }
+    return (
+        f"{visible(str(at(design, 'part')))} at {number(at(design, 'clock_mhz'), 4)} MHz: "
+        f"latency {amount(at(design, 'latency'))} cycles, {number(at(design, 'latency_us'), 4)} us; "
+        f"{number(at(design, 'images_per_second'), 4)} images/s; {of['dsp']} DSP, {of['bram18']} BRAM18, "
+        f"about {amount(at(design, 'lut'))} of {amount(at(design, 'available', 'lut'))} LUT "
+        f"(+- {fraction(at(design, 'lut_error'))}); Fmax not measured"
+    )
 
 
 def _tried(report: Mapping[str, object]) -> list[RenderableType]:
@@ -300,6 +321,11 @@ def verified(found: Verification, origin: str) -> RenderableType:
         f"  {found.samples:,} {origin} samples, {found.mismatches:,} elements differ; "
         f"{found.intermediates:,} intermediate values compared; "
         f"sanitizers {'found nothing' if found.sanitized else 'not run (--sanitize)'}",
+        *(
+            f"\n      {visible(o.name)}: {o.samples:,} of these samples, {o.mismatches:,} elements differ"
+            + (f"; {visible(o.note)}" if o.note else "")
+            for o in found.others
+        ),
     )
 
 

@@ -138,7 +138,11 @@ def bit_exact(report: Report) -> Verdict:
         "pass",
         f"every output of {samples:,} samples and {count(report, 'verification', 'intermediates')} "
         f"intermediate values are equal bit for bit; "
-        + ("no sanitizer finding" if sanitized else "sanitizers were not run"),
+        + ("no sanitizer finding" if sanitized else "sanitizers were not run")
+        + "".join(
+            f"; {visible(str(o.get('name')))}: {o.get('samples')} samples, {o.get('mismatches')} elements differ"
+            for o in rows(report, "verification", "others")
+        ),
     )
 
 
@@ -156,7 +160,8 @@ def _onnx(report: Report) -> Verdict:
 
 
 def _no_float(report: Report) -> Verdict:
-    claim = "no float instruction"
+    design = at(report, "design") is not None
+    claim = "no float type" if design else "no float instruction"
     found = at(report, "certificates", "no_float")
     if not at(found, "checked"):
         return Verdict(claim, "open", _unchecked(at(found, "reason")))
@@ -166,8 +171,8 @@ def _no_float(report: Report) -> Verdict:
     return Verdict(
         claim,
         "pass",
-        f"{count(found, 'instructions'):,} instructions of the object files were decoded: no "
-        "floating-point arithmetic, no soft-float symbol",
+        f"{count(found, 'instructions'):,} {at(found, 'basis')}: no "
+        + ("floating-point type" if design else "floating-point arithmetic, no soft-float symbol"),
     )
 
 

@@ -89,6 +89,7 @@ class Arm:
     name = "arm"
     summary = "C99 and NEON for AArch64, run natively or in qemu-aarch64"
     sanitizers = "undefined behaviour, by traps"
+    fabric = False
     cpus: Sequence[str] = tuple(_CPUS)
 
     def lower(

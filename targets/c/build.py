@@ -170,9 +170,13 @@ def find_zig() -> tuple[str, ...] | None:
     return (sys.executable, "-m", "ziglang", "cc")
 
 
+def workspace() -> Path:
+    """A private folder of this process, removed when it ends."""
+    return _workspace(os.getpid())
+
+
 @cache
 def _workspace(process: int) -> Path:
-    """A private folder of this process, removed when it ends."""
     folder = Path(mkdtemp(prefix="qcompile-"))
 
     def remove() -> None:
@@ -235,7 +239,7 @@ class Build:
                 raise BadInput(f"{path} is missing: the folder is not what qcompile wrote")
         command = [*self.toolchain.command, *arguments]
         key = "\n".join([*command, *(p.name for p in inputs), self._content])
-        made = _workspace(os.getpid()) / (hashlib.sha256(key.encode()).hexdigest()[:32] + suffix)
+        made = workspace() / (hashlib.sha256(key.encode()).hexdigest()[:32] + suffix)
         if not made.exists():
             scratch = made.with_name(f"{threading.get_ident()}-{made.name}")
             done = call([*command, *map(str, inputs), "-o", str(scratch)], seconds=_COMPILE_SECONDS)

@@ -5,7 +5,6 @@ The count is exact and the same in every run: it says nothing of stalls, and on 
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from qcompile.errors import BadInput, QcompileError, ToolchainMissing
 from qcompile.ir import Graph
 from qcompile.target import Codes, Counts, Layer, LayerCount
 
-from .build import GET_CC, Build, _workspace, call, find, find_zig, first_lines
+from .build import GET_CC, Build, call, find, find_zig, first_lines, workspace
 from .text import HERE
 
 _SECONDS = 900
@@ -38,7 +37,7 @@ def count(build: Build, graph: Graph, feeds: Codes, layers: Sequence[Layer]) -> 
     emulator, *arguments = build.toolchain.emulator
     program = build.program
     watch = _watch(program, build.name)
-    with TemporaryDirectory(dir=_workspace(os.getpid())) as folder:
+    with TemporaryDirectory(dir=workspace()) as folder:
         points, result = Path(folder, "watch"), Path(folder, "result")
         points.write_text("".join(f"{line}\n" for line in watch.lines))
         options = [plugin(emulator), f"watch={points}", f"out={result}"]
@@ -62,7 +61,7 @@ def plugin(emulator: str) -> Path:
     compiler = find("cc", "gcc", "clang") or find_zig()
     if compiler is None:
         raise ToolchainMissing(f"the instruction counter has no compiler here: {GET_CC}")
-    made = _workspace(os.getpid()) / f"count-{version}.so"
+    made = workspace() / f"count-{version}.so"
     flags = ("-std=c99", "-O2", "-shared", "-fPIC", "-fvisibility=hidden")
     command = [*compiler, *flags, f"-DPLUGIN_VERSION={version}", str(HERE / "count.c")]
     scratch = made.with_name(f"{threading.get_ident()}-{made.name}")

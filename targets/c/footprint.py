@@ -6,7 +6,6 @@ The stack's bound is the worst path through the calls that the object names, wit
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from elftools.elf.sections import Symbol, SymbolTableSection
 from qcompile.errors import QcompileError
 from qcompile.target import Footprint
 
-from .build import Build, _workspace, call, first_lines
+from .build import Build, call, first_lines, workspace
 from .certify import code_ranges, decoder
 
 LIBRARY_STACK = 64
@@ -156,7 +155,7 @@ class _Calls:
 
 def _calls(build: Build) -> _Calls:
     """Compile the model with every function in a section of its own, so that relocations name all calls."""
-    with TemporaryDirectory(dir=_workspace(os.getpid())) as folder:
+    with TemporaryDirectory(dir=workspace()) as folder:
         made, sizes = Path(folder, "model.o"), Path(folder, "model.su")
         toolchain = build.toolchain
         # zig takes -fstack-usage and drops the file; its compiler itself does not.

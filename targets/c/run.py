@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import BadInput, VerificationMismatch
 from qcompile.ir import Array, Graph, TensorType, Value
-from qcompile.target import Codes, Counts, Layer, Piece
+from qcompile.target import Codes, Counts, Layer, Piece, Way
 
 from .build import Build, call, first_lines
 from .count import count
@@ -179,6 +179,11 @@ class Program:
     def pieces(self) -> Mapping[str, Piece]:
         """Stored values that are rows of a value of the graph, by their own names."""
         return _emitted(self.build.folder).pieces
+
+    @property
+    def ways(self) -> Sequence[Way]:
+        """None: the built program is what ships."""
+        return ()
 
     def _stored_types(self) -> dict[int, tuple[str, TensorType]]:
         """Name and type of every stored value by its trace id; BadInput where one is none of the graph's."""

@@ -80,6 +80,7 @@ class Hexagon:
     name = "hexagon"
     summary = "C99 and HVX (128-byte vectors) for Hexagon DSPs, run in qemu-hexagon"
     sanitizers = "undefined behaviour, by traps"
+    fabric = False
     cpus: Sequence[str] = tuple(_CPUS)
 
     def lower(

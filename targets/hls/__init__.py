@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,10 @@ from qcompile.ir import Array, Graph
 from qcompile.target import (
     ANYWHERE,
     Codes,
-    Counts,
     FloatCertificate,
     Footprint,
     Layer,
     Lowered,
-    Piece,
     Placement,
     Runner,
     Target,
@@ -30,9 +27,12 @@ from . import cplusplus, units, verilog
 from .cplusplus_sim import GET_CXX, CSim
 from .legalise import legalise
 from .pipeline import Port
+from .simulation import Simulation
 from .token import work
 
 _CPUS = ("any",)
+_SOURCES = frozenset({".cpp", ".h", ".v"})
+_FLOAT = re.compile(r"\b(float|double|half|real|shortreal|ap_u?fixed)\b")
 _RESERVED = frozenset({"qc", "hls", "bench", "top"})
 
 
@@ -42,11 +42,12 @@ def _top(name: str) -> str:
 
 
 class Hls:
-    """HLS C++ and Verilog-2005 of a streaming pipeline; `run` is the C simulation under g++."""
+    """HLS C++ and Verilog-2005 of a streaming pipeline; what runs here are its simulations."""
 
     name = "hls"
     summary = "HLS C++ and Verilog for FPGAs, C-simulated with g++"
     sanitizers = "address and undefined behaviour, of the C simulation"
+    fabric = True
     cpus: Sequence[str] = _CPUS
 
     def lower(
@@ -91,14 +92,25 @@ class Hls:
         _known(cpu)
         if (lack := self.missing()) != ():
             raise ToolchainMissing("; ".join(lack))
+        made = legalise(graph)
         options = build.SANITIZE if sanitize else ()
-        simulation = CSim(folder / "hls", legalise(graph), _top(name), options=options)
+        simulation = CSim(folder / "hls", made, _top(name), options=options)
         _ = simulation.program
-        return Simulation(graph, simulation)
+        return Simulation(graph, simulation, None if sanitize else folder / "rtl")
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate | None:
-        """None: a design has no object files to disassemble; its types are integers of stated widths."""
-        return None
+        """Search every source of the design itself for floating-point types: there are no objects to disassemble."""
+        sources = sorted([*folder.glob("hls/firmware/**/*"), *folder.glob("rtl/*.v")])
+        lines = [
+            (path.name, number, line)
+            for path in sources
+            if path.suffix in _SOURCES
+            for number, line in enumerate(path.read_text().splitlines(), 1)
+        ]
+        found = [
+            f"{name}:{at}: {line.strip()}" for name, at, line in lines if _FLOAT.search(_code(line))
+        ]
+        return FloatCertificate(len(lines), found, "lines of C++ and Verilog were searched")
 
     def footprint(self, folder: Path, *, name: str, cpu: str) -> Footprint | None:
         """None: a design takes no RAM and flash but logic, which synthesis tells."""
@@ -107,56 +119,6 @@ class Hls:
     def missing(self) -> Sequence[str]:
         """What the C simulation needs."""
         return () if build.find("g++", "c++", "clang++") else (f"hls cannot run here: {GET_CXX}",)
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """The C simulation as a program."""
-
-    graph: Graph
-    simulation: CSim
-
-    @cached_property
-    def pieces(self) -> Mapping[str, Piece]:
-        """None: a stream carries whole values."""
-        return {}
-
-    def run(self, feeds: Codes) -> dict[str, Array]:
-        """Codes in, codes out, for any number of rows."""
-        return self.simulation.run(self._checked(feeds))
-
-    def trace(self, feeds: Codes) -> dict[str, Array]:
-        """Every value of the graph that a stream carries, and the outputs by port name."""
-        codes = self._checked(feeds)
-        kinds = {v.name: v.type for v in self.graph.values()}
-        streams = self.simulation.pipeline.streams
-        parts: dict[str, list[Array]] = {}
-        rows = len(next(iter(codes.values())))
-        for at in range(rows):
-            words = self.simulation.trace({name: x[at] for name, x in codes.items()})
-            for name, stream in streams.items():
-                if stream.value in kinds:
-                    kind = kinds[stream.value]
-                    flat = words[name].reshape(kind.shape[1:]).astype(kind.dtype.numpy)
-                    parts.setdefault(stream.value, [])
-                    if len(parts[stream.value]) == at:
-                        parts[stream.value].append(flat)
-        values = {name: np.stack(found) for name, found in parts.items()}
-        return {**self.run(codes), **values}
-
-    def count(self, feeds: Codes) -> Counts:
-        """Cycles are the Verilog's: its test bench tells them."""
-        raise ToolchainMissing("a C simulation tells no cycles: `make sim` in rtl/ does")
-
-    def _checked(self, feeds: Codes) -> Codes:
-        for port in self.simulation.pipeline.inputs:
-            x = np.asarray(feeds.get(port.name))
-            if x.dtype != port.dtype.numpy or x.shape[1:] != port.shape:
-                raise BadInput(
-                    f"input {port.name} takes {port.dtype} rows of shape {list(port.shape)},"
-                    f" not {x.dtype} of shape {list(x.shape)}"
-                )
-        return feeds
 
 
 def _known(cpu: str) -> None:
@@ -168,6 +130,11 @@ def _stacked(port: Port, vectors: Sequence[Codes]) -> Array:
     """The rows of all vectors, none where there are none."""
     none = np.zeros((0, *port.shape), port.dtype.numpy)
     return np.concatenate([none, *(codes[port.name] for codes in vectors)])
+
+
+def _code(line: str) -> str:
+    """A line without its comment."""
+    return line.partition("//")[0]
 
 
 def _macs(op: units.Op) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from qcompile.errors import QcompileError, ToolchainMissing, VerificationMismatch
 from qcompile.ir import Array
-from qcompile.targets.c.build import _workspace, call, find, first_lines
+from qcompile.targets.c.build import call, find, first_lines, workspace
 
 from .pipeline import Pipeline
 from .requantize import Words
@@ -107,7 +106,7 @@ class CSim:
         ):
             data = path.read_bytes()
             digest.update(f"{path.name} {len(data)}\n".encode() + data)
-        made = _workspace(os.getpid()) / f"{digest.hexdigest()[:32]}-csim"
+        made = workspace() / f"{digest.hexdigest()[:32]}-csim"
         if not made.exists():
             scratch = made.with_name(f"{threading.get_ident()}-{made.name}")
             sources = [

@@ -29,6 +29,7 @@ LIBRARY = (
     "qc_fifo.v",
     "qc_window.v",
     "qc_matvec.v",
+    "qc_multiply.v",
     "qc_taps.v",
     "qc_requantize.v",
     "qc_route.v",

@@ -173,6 +173,7 @@ class CortexM:
 
     name: str
     sanitizers: str = "undefined behaviour, by traps"
+    fabric: bool = False
 
     @property
     def summary(self) -> str:

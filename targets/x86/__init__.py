@@ -52,6 +52,7 @@ class X86:
     name = "x86"
     summary = "C99 for x86-64, run natively"
     sanitizers = "address and undefined behaviour"
+    fabric = False
     cpus: Sequence[str] = tuple(_CPUS)
 
     def lower(

@@ -54,31 +54,22 @@ module qc_scale #(parameter PE = 1, XB = 8, XS = 1, MB = 8, SB = 1, TB = 16, D_M
   localparam XW = XS ? XB : XB + 1, PB = XW + MB;
   localparam WIDE = PB > TB ? PB : TB;
   reg  [PE*XB-1:0] x1;
-  reg  [PE*PB-1:0] p2, p3;
   wire [PE*MB-1:0] m;
   wire [PE*SB-1:0] shift;
   wire [IB-1:0]    i2;
   qc_words #(.W(PE*MB), .D(D_M), .IB(IB), .CONSTANT(M), .FILE(MULTIPLIERS)) ms (.clk(clk), .en(en), .index(index), .q(m));
   qc_delay #(.W(IB), .N(2)) later (.clk(clk), .en(en), .d(index), .q(i2));
   qc_words #(.W(PE*SB), .D(D_S), .IB(IB), .CONSTANT(S), .FILE(SHIFTS)) ss (.clk(clk), .en(en), .index(i2), .q(shift));
-  always @(posedge clk)
-    if (en) begin
-      x1 <= x;
-      p3 <= p2;
-    end
+  always @(posedge clk) if (en) x1 <= x;
   genvar p;
   generate
     for (p = 0; p < PE; p = p + 1) begin : lane
       wire signed [XB:0]   wide = {XS ? x1[p*XB+XB-1] : 1'b0, x1[p*XB +: XB]};
-      wire signed [XW-1:0] a = wide[XW-1:0];
-      wire signed [MB-1:0] b = m[p*MB +: MB];
-      wire signed [WIDE-1:0] product = $signed(p3[p*PB +: PB]);
+      wire signed [PB-1:0] p3;
+      qc_multiply #(.A(XW), .B(MB)) multiply (.clk(clk), .en(en), .a(wide[XW-1:0]), .b(m[p*MB +: MB]), .y(p3));
+      wire signed [WIDE-1:0] product = p3;
       wire signed [WIDE-1:0] moved = product >>> shift[p*SB +: SB];
-      always @(posedge clk)
-        if (en) begin
-          p2[p*PB +: PB] <= a * b;
-          t[p*TB +: TB] <= moved[TB-1:0];
-        end
+      always @(posedge clk) if (en) t[p*TB +: TB] <= moved[TB-1:0];
     end
   endgenerate
 endmodule

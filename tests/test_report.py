@@ -69,14 +69,24 @@ def sample() -> dict[str, Any]:
             "layers": [{"name": "stem/1", "kernel": "dsp", "macs": 1728, "scratch_bytes": 48, "predicted": 1500,
                         "executed": 1534}],
         },
+        "design": {
+            "part": "xc7z020", "clock_mhz": 125.0, "latency": 71234, "interval": 65536, "latency_us": 569.872,
+            "images_per_second": 1907.35, "dsp": 23, "bram18": 17, "lut": 4321, "lut_error": 0.15, "fmax_mhz": None,
+            "units": [{"name": "l0_matvec", "layer": "stem/2", "kind": "MatrixVector", "pe": 3, "simd": 9,
+                       "cycles": 64512, "dsp": 21, "bram18": 5, "lut": 1234}],
+            "fifos": [{"name": "l0_window", "bits": 72, "depth": 33, "peak": 31}],
+            "available": {"dsp": 220, "bram18": 280, "lut": 53200, "ff": 106400}, "not_run": ["a board"],
+        },
         "certificates": {
             "accumulators": [{"layer": "stem", "bound": 117774, "bits": 18}],
-            "no_float": {"checked": True, "instructions": 3335, "findings": ["fadd s0, s1, s2"], "reason": "odd"},
+            "no_float": {"checked": True, "instructions": 3335, "findings": ["fadd s0, s1, s2"], "reason": "odd",
+                         "basis": "instructions were read"},
             "rescale": {"largest_multiplier_error": 1.21e-05, "layer": "relu_0"},
         },
         "verification": {
             "checked": True, "reason": "none", "samples": 32, "mismatches": 3, "intermediates": 11, "sanitized": True,
             "sanitizers": "address", "onnx": {"samples": 31, "mismatches": 2},
+            "others": [{"name": "Verilog", "samples": 29, "mismatches": 4, "note": "slowly"}],
             "first": {"layer": "stem", "value": "relu_0:acc", "row": 5, "index": [0, 1, 2, 3], "expected": 40,
                       "got": 41},
         },
@@ -94,7 +104,9 @@ def sound() -> dict[str, Any]:
         "first": None,
         "reason": None,
         "onnx": {"samples": 32, "mismatches": 0},
+        "others": [],
     }
+    report["design"] = None
     return report
 
 
@@ -430,6 +442,15 @@ def test_what_was_not_compared_is_not_called_identical() -> None:
     assert [on_target(report, layer) for layer in report["layers"]] == ["not run", "not run"]
 
 
+def test_another_way_that_differs_fails_the_program() -> None:
+    report = sound()
+    other = {"name": "Verilog", "samples": 7, "mismatches": 0, "note": ""}
+    report["verification"]["others"] = [other]
+    assert states(report)["program = integer graph"] == "pass"
+    report["verification"]["others"] = [other | {"mismatches": 1}]
+    assert states(report)["program = integer graph"] == "fail"
+
+
 @pytest.mark.parametrize(("origin", "word"), [("random", "random noise"), ("synthetic", "made up")])
 def test_made_up_data_are_an_alarm(origin: str, word: str) -> None:
     report = sound()
@@ -464,8 +485,11 @@ def test_a_real_report_has_the_documented_fields(
         "recipe.trials[]",
     }
     of_a_trial = {path for path in documented() if path.startswith("recipe.trials[].")}
-    assert found - documented() <= {"verification.first", *(name[:-2] for name in empty)}
-    assert documented() - found <= of_a_mismatch | of_a_trial | empty
+    of_a_design = {path for path in documented() if path.startswith("design.")}
+    of_a_design |= {path for path in documented() if path.startswith("verification.others")}
+    absent = {"verification.first", "design", "verification.others"}
+    assert found - documented() <= absent | {name[:-2] for name in empty}
+    assert documented() - found <= of_a_mismatch | of_a_trial | of_a_design | empty
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert states(report)["program = integer graph"] == "open"
     assert states(report)["no float instruction"] == "open"

@@ -132,6 +132,14 @@ def bit_exact(report: Report) -> Verdict:
     if wrong:
         sentence = f"{wrong:,} elements differ over {samples:,} samples; {mismatch(report)}"
         return Verdict(claim, "fail", sentence)
+    for other in rows(report, "verification", "others"):
+        if count(other, "mismatches"):
+            return Verdict(
+                claim,
+                "fail",
+                f"{visible(str(other.get('name')))}: {count(other, 'mismatches'):,} elements differ "
+                f"over {count(other, 'samples'):,} samples",
+            )
     sanitized = at(report, "verification", "sanitized")
     return Verdict(
         claim,

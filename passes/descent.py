@@ -126,8 +126,7 @@ class _Columns:
     diagonal: Array
     rows: Array
     target: Array
-    lo: int
-    hi: int
+    codes: Callable[[Array], Array]
 
     @staticmethod
     def of(problem: Problem) -> _Columns:
@@ -138,7 +137,7 @@ class _Columns:
         rows = problem.hessian[:, order][:, :, order]
         rows *= inverse[:, :, None]
         target = np.ascontiguousarray(problem.target[:, :, order].transpose(0, 2, 1))
-        return _Columns(order, diagonal, rows, target, problem.lo, problem.hi)
+        return _Columns(order, diagonal, rows, target, problem.to_codes)
 
     def inward(self, weights: Array) -> Array:
         """[G, O, K] in the problem's order -> [G, K, O] in that of descent."""
@@ -173,7 +172,7 @@ class _Columns:
                 slope = gradient[:, k] + (near[:, j : j + 1, :j] @ steps[:, :j])[:, 0]
                 best = values[:, k] - slope
                 if mode is not _Sweep.RELAX:
-                    best = np.minimum(np.maximum(np.rint(best), self.lo), self.hi)
+                    best = self.codes(best)
                 step = best - values[:, k]
                 if mode is _Sweep.IMPROVE:
                     # the loss changes by this times H_kk scale^2
@@ -195,8 +194,11 @@ class _Columns:
 
     def descend(self, scale: Array, codes: Array, sweeps: int) -> Rounded:
         """`codes` [G, O, K]; see the function of this name."""
-        if codes.min(initial=0) < self.lo or codes.max(initial=0) > self.hi:
-            raise ValueError(f"descent starts from codes outside of {self.lo}..{self.hi}")
+        if not np.array_equal(self.codes(codes), codes):
+            lo, hi = self.codes(np.array([-np.inf, np.inf]))
+            raise ValueError(
+                f"descent starts from codes outside of {lo:.0f}..{hi:.0f}, or of more digits than codes have"
+            )
         whole = self.state(self.inward(codes), scale)
         begun = Rounded(codes, scale, self.cost(whole, scale))
         groups, outputs = np.arange(codes.shape[0]), np.arange(codes.shape[1])
@@ -219,7 +221,7 @@ class _Columns:
     def quantease(self, scale: Array, iterations: int, sweeps: int) -> Rounded:
         """See the function of this name."""
         real = self.target / scale[:, None]
-        start = np.clip(np.rint(real), self.lo, self.hi)
+        start = self.codes(real)
         best, least = start, self.cost(self.state(start, scale), scale)
         state = _State(real, np.zeros_like(real))
         for i in range(iterations):

@@ -38,7 +38,7 @@ from qcompile.ir import (
     TensorType,
     Value,
 )
-from qcompile.ir.arith import AccOperand, Fit, NoRoom, Val, ValOperand, fit_rescale
+from qcompile.ir.arith import AccOperand, Fit, Multipliers, NoRoom, Val, ValOperand, fit_rescale
 from qcompile.ir.proof import accumulator_bound, code_range, prove, prove_rescale
 from qcompile.plan import Quantizer, QuantPlan
 
@@ -63,7 +63,8 @@ from .layout import Carried, Layout, channels_last
 from .sums import settle
 from .views import Cut, Framed, Largest, Permuted, Reshaped, counts, static_dims
 
-Requant = Literal["dyadic", "shift"]
+Requant = Literal["dyadic", "shift", "khot"]
+Shifts = Literal["channel", "layer"]
 IoLayout = Literal["model", "nhwc"]
 
 
@@ -74,15 +75,22 @@ def integerize(
     name: str = "model",
     residual: bool = True,
     requant: Requant = "dyadic",
+    digits: int = 2,
+    shifts: Shifts = "channel",
     io_layout: IoLayout = "model",
     input_dtype: DType | None = None,
 ) -> Integerized:
     """Return the integer graph of a canonical float model whose plan is complete.
 
+    Multipliers are any of 16 bits (`dyadic`), powers of two (`shift`) or sums of at most `digits` powers of two with
+    signs (`khot`); with `shifts` by layer, an accumulator's channels share one shift.
     Raises Unsupported, naming the node, where an operator or a format has no integer form.
     """
     layers = partition(model, fuse_residual=residual)
-    work = _Integerizer(model, plan, name, requant, io_layout, input_dtype)
+    limits = Multipliers(
+        {"dyadic": None, "shift": 1, "khot": digits}[requant], one_shift=shifts == "layer"
+    )
+    work = _Integerizer(model, plan, name, limits, io_layout, input_dtype)
     work.border_in()
     for layer in layers:
         try:
@@ -128,13 +136,13 @@ class _Integerizer:
         model: ir.Model,
         plan: QuantPlan,
         name: str,
-        requant: Requant,
+        multipliers: Multipliers,
         io_layout: IoLayout,
         input_dtype: DType | None,
     ) -> None:
         self.model = model
         self.plan = plan
-        self.shift = requant == "shift"
+        self.multipliers = multipliers
         self.io_layout = io_layout
         self.input_dtype = input_dtype
         free = all(
@@ -302,7 +310,7 @@ class _Integerizer:
             [a for _, a in parts.accs],
             [v for _, v, _ in parts.vals],
             q.format,
-            power_of_two=self.shift,
+            self.multipliers,
         )
         accs = [v for v, _ in parts.accs]
         vals = [v for v, _, _ in parts.vals]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qcompile.ir.arith import signed_digits
 
 Array = NDArray[np.float64]
 
@@ -155,13 +158,15 @@ class Rounded:
 class Problem:
     """Round target [G, O, K] to scale * codes, lo <= codes <= hi, at cost d H d^T with d = scale * codes - target.
 
-    `hessian` [G, K, K] is symmetric and positive semidefinite. Rows (g, o) are independent of each other.
+    `hessian` [G, K, K] is symmetric and positive semidefinite. Rows (g, o) are independent of each other. Codes have at
+    most `digits` nonzero signed digits where that is given.
     """
 
     hessian: Array
     target: Array
     lo: int
     hi: int
+    digits: int | None = None
 
     def __post_init__(self) -> None:
         h, t = self.hessian.shape, self.target.shape
@@ -195,11 +200,28 @@ class Problem:
 
     def nearest(self, scale: Array) -> Array:
         """The codes [G, O, K] next to target / scale [G, O], halves to even."""
-        return np.clip(np.rint(self.target / scale[..., None]), self.lo, self.hi)
+        return self.to_codes(self.target / scale[..., None])
+
+    def to_codes(self, values: Array) -> Array:
+        """The code nearest to each value."""
+        return to_codes(values, self.lo, self.hi, self.digits)
 
     def rounded(self, codes: Array, scale: Array) -> Rounded:
         """The codes with what they cost."""
         return Rounded(codes, scale, self.loss(codes, scale))
+
+
+def to_codes(values: Array, lo: int, hi: int, digits: int | None = None) -> Array:
+    """The nearest of the codes lo..hi, halves to even; with `digits`, of those with so few signed ones, halves down."""
+    if digits is None:
+        return np.clip(np.rint(values), lo, hi)
+    levels = _levels(lo, hi, digits)
+    return levels[np.searchsorted(0.5 * (levels[1:] + levels[:-1]), values)]
+
+
+@cache
+def _levels(lo: int, hi: int, digits: int) -> Array:
+    return np.array([c for c in range(lo, hi + 1) if len(signed_digits(c)) <= digits], np.float64)
 
 
 def _ridge(hessian: Array, fraction: float) -> Array:

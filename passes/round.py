@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qcompile.errors import BadInput
 from qcompile.pipeline import Context
@@ -20,7 +21,7 @@ from .flexround import FlexRound
 from .gptq import gptq
 from .layers import partition
 from .prefix import Prefix, Site, spread
-from .quadratic import MOST_INPUTS, Array, Moments, Problem, Rounded
+from .quadratic import MOST_INPUTS, Array, Moments, Problem, Rounded, to_codes
 
 Method = Literal[
     "nearest",
@@ -52,7 +53,8 @@ class Round:
     QuantEase where they stay; in a rehearsal QuantEase stands in for all of them. The bias is the one that keeps the
     mean of the sum (closed form). Where a result of fewer than 8 bits is clamped at 0, its negative values need no
     exact value, only their sign: `rectified` times the regression is done again so. Moments are of at most `rows`
-    positions, over at most `samples` samples spread over the data.
+    positions, over at most `samples` samples spread over the data. With `digits` the integers are those with at most so
+    many nonzero signed digits, and a product is a sum of as many shifted operands; without `scales` all scales stay.
     """
 
     name: ClassVar[str] = "round"
@@ -61,6 +63,8 @@ class Round:
     bias: bool = True
     damp: float = 0.01
     fractions: int = 6
+    digits: int | None = None
+    scales: bool = True
     rectified: int = 0
     iterations: int = 2000
     rows: int = 32768
@@ -77,6 +81,10 @@ class Round:
             raise BadInput(
                 f"rounding target '{self.target}' is not one of {', '.join(get_args(Target))}"
             )
+        if self.digits is not None and (
+            self.digits < 1 or self.method not in ("descent", "quantease")
+        ):
+            raise BadInput("rounding to digits, at least 1, is by descent or quantease")
         if not 0.0 < self.damp <= 1.0:
             raise BadInput(f"damp lies above 0 and up to 1, {self.damp} does not")
         if min(self.fractions, self.rows, self.samples, self.iterations) < 1 or self.rectified < 0:
@@ -109,6 +117,8 @@ class Round:
                     context.log(
                         f"round: {site.weight} is rounded to nearest: it has {inputs} inputs"
                     )
+                    if self.digits is not None:
+                        plan.codes[site.weight] = self._nearest(site)
                     continue
                 context.log(f"round: {site.weight}, layer {done} of {count}")
                 method._decide(site, plan, context)
@@ -127,8 +137,13 @@ class Round:
             scale = tuple(float(s) for s in found["scale"])
             plan.quantizers[site.weight] = replace(site.w, scale=scale)
 
+    def _nearest(self, site: Site) -> NDArray[np.int8]:
+        fmt = site.w.format
+        steps = site.weights / site.scale[..., None]
+        return site.shaped(to_codes(steps, fmt.lo, fmt.hi, self.digits))
+
     def _searches(self, site: Site) -> bool:
-        return site.w.format.bits < 8 and site.w.per_channel
+        return self.scales and site.w.format.bits < 8 and site.w.per_channel
 
     def _rounded(self, site: Site, seed: int) -> Rounded:
         weights, fmt = site.weights, site.w.format
@@ -139,7 +154,7 @@ class Round:
             self.target == "auto" and fmt.bits < 8 and moments.count >= EVIDENCE * weights.shape[2]
         )
         target = moments.regressed(weights, self.damp) if regress else weights
-        problem = Problem(moments.hessian, target, fmt.lo, fmt.hi).damped(self.damp)
+        problem = Problem(moments.hessian, target, fmt.lo, fmt.hi, self.digits).damped(self.damp)
         found = self._solved(problem, site, seed)
         hides = regress and site.layer.clamp.lo == 0.0 and site.y.format.bits < 8
         for _ in range(self.rectified if hides else 0):
@@ -203,4 +218,4 @@ class Round:
             rectified.add(x, np.where(y > 0, y, np.minimum(made, 0.0)).astype(np.float32))
         target = rectified.regressed(site.weights, self.damp)
         fmt = site.w.format
-        return Problem(rectified.hessian, target, fmt.lo, fmt.hi).damped(self.damp)
+        return Problem(rectified.hessian, target, fmt.lo, fmt.hi, self.digits).damped(self.damp)

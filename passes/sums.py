@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from qcompile.formats import Int
-from qcompile.ir.arith import AccOperand, Fit, NoRoom, ValOperand, fit_rescale, value_error
+from qcompile.ir.arith import (
+    UNLIMITED,
+    AccOperand,
+    Fit,
+    Multipliers,
+    NoRoom,
+    ValOperand,
+    fit_rescale,
+    value_error,
+)
 
 FINEST = 14
 """An accumulator goes through int16 in steps of at least 2**-14 output steps."""
@@ -30,20 +39,23 @@ class Settled:
 
 
 def settle(
-    accs: Sequence[AccOperand], vals: Sequence[ValOperand], fmt: Int, *, power_of_two: bool = False
+    accs: Sequence[AccOperand],
+    vals: Sequence[ValOperand],
+    fmt: Int,
+    multipliers: Multipliers = UNLIMITED,
 ) -> Settled:
     """Constants for a sum in steps of its result, whose format is `fmt`; NoRoom where 32 bits hold none."""
     bits, off = 16 if fmt.bits <= 8 else 24, value_error(fmt.bits)
     accs, vals, narrowed = list(accs), list(vals), list[Narrowed]()
     while True:
         try:
-            fit = fit_rescale(accs, vals, bits=bits, tolerance=off, power_of_two=power_of_two)
+            fit = fit_rescale(accs, vals, bits=bits, tolerance=off, multipliers=multipliers)
         except NoRoom:
             if not accs or len(accs) + len(vals) == 1:
                 raise
             last = accs.pop()
             rest = sum(map(reach, accs), Fraction(0)) + sum(v.reach * v.scale for v in vals)
-            narrowed.append(_narrow(last, fmt.levels + rest, power_of_two))
+            narrowed.append(_narrow(last, fmt.levels + rest, multipliers))
             vals.append(narrowed[-1].operand)
         else:
             return Settled(fit, tuple(narrowed))
@@ -56,7 +68,7 @@ def reach(a: AccOperand) -> Fraction:
     return max(b * s for b, s in zip(bounds, scales, strict=True))
 
 
-def _narrow(a: AccOperand, span: Fraction, power_of_two: bool) -> Narrowed:
+def _narrow(a: AccOperand, span: Fraction, multipliers: Multipliers) -> Narrowed:
     """At the finest power-of-two step at which saturating loses no result.
 
     Beyond `span`, what the rest of the sum can still bring back into the range of the result, nothing is told apart.
@@ -65,5 +77,5 @@ def _narrow(a: AccOperand, span: Fraction, power_of_two: bool) -> Narrowed:
     while span * Fraction(2) ** k > 32767:
         k -= 1
     fine = replace(a, scale=tuple(s * Fraction(2) ** k for s in a.scale))
-    fit = fit_rescale([fine], [], bits=24, power_of_two=power_of_two)
+    fit = fit_rescale([fine], [], bits=24, multipliers=multipliers)
     return Narrowed(fit, ValOperand(Fraction(2) ** -k, 0, -32768, 32767))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qcompile.data import Dataset, InputSpec
     from qcompile.foreign import Decisions
     from qcompile.measure import Measured
+    from qcompile.passes.integerize import Requant
     from qcompile.target import Lowered
 
 Log = Callable[[str], None]
@@ -243,6 +244,7 @@ def examine(
 
 def passes(job: Job, steps: Sequence[Step]) -> list[pipeline.Pass]:
     """The passes of a recipe's steps, with the options that the job sets."""
+    from qcompile.passes.binary_point import BinaryPoint
     from qcompile.passes.calibrate import Calibrate
     from qcompile.passes.canonicalize import Canonicalize
     from qcompile.passes.correct import Correct
@@ -273,7 +275,8 @@ def passes(job: Job, steps: Sequence[Step]) -> list[pipeline.Pass]:
     registry: dict[str, type[pipeline.Pass]] = {
         p.name: p
         for p in (
-            Fold, Outline, Canonicalize, Place, Equalize, Shift, Calibrate, Refine, Widen, Correct, Round,
+            Fold, Outline, Canonicalize, Place, Equalize, Shift, Calibrate, Refine, Widen, BinaryPoint,
+            Correct, Round,
         )
     }  # fmt: skip
     made: list[pipeline.Pass] = []
@@ -443,10 +446,16 @@ def to_integers(job: Job, side: FloatSide) -> Integerized:
         side.plan,
         name=job.name,
         residual=job.recipe.residual == "accumulator",
-        requant="shift" if job.recipe.requant == "shift" else "dyadic",
+        requant=_requant(job.recipe.requant),
+        digits=job.recipe.digits,
+        shifts="layer" if job.recipe.shifts == "layer" else "channel",
         io_layout="nhwc" if job.options.io_layout == "nhwc" else "model",
         input_dtype=DType.U8 if job.options.input_dtype == "uint8" else None,
     )
+
+
+def _requant(name: str) -> Requant:
+    return "shift" if name == "shift" else "khot" if name == "khot" else "dyadic"
 
 
 def _vectors(graph: Graph) -> list[dict[str, Array]]:

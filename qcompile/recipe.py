@@ -13,7 +13,10 @@ from pathlib import Path
 from qcompile.errors import BadInput
 
 RESIDUALS = ("accumulator", "int8", "int16")
-REQUANTS = ("dyadic", "shift")
+REQUANTS = ("dyadic", "shift", "khot")
+SHIFTS = ("channel", "layer")
+MOST_DIGITS = 3
+"""More signed digits than this in a multiplier cost more adders than a multiplication is worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is done to the float graph and the plan, in order, and how sums are rescaled."""
+    """What is done to the float graph and the plan, in order, and how sums are rescaled.
+
+    `requant` says which multipliers there are: any of 16 bits (dyadic), powers of two (shift), or at most `digits`
+    signed digits (khot); `shifts`, whether every channel has its own shift or all of a layer share one.
+    """
 
     name: str
     summary: str
     steps: tuple[Step, ...]
     residual: str = "accumulator"
     requant: str = "dyadic"
+    digits: int = 2
+    shifts: str = "channel"
 
 
 def names() -> list[str]:
@@ -83,7 +92,8 @@ def parse(text: str, name: str) -> Recipe:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as e:
         raise BadInput(f"recipe {name}: {e}") from e
-    known_keys(data, ("summary", "pass", "residual", "requant"), f"recipe {name}")
+    keys = ("summary", "pass", "residual", "requant", "digits", "shifts")
+    known_keys(data, keys, f"recipe {name}")
     entries = data.get("pass", [])
     if not isinstance(entries, list) or not all(
         isinstance(e, dict) and "name" in e for e in entries
@@ -91,8 +101,20 @@ def parse(text: str, name: str) -> Recipe:
         raise BadInput(f"recipe {name}: [[pass]] entries have a name each")
     residual = one_of(data.get("residual", "accumulator"), RESIDUALS, f"recipe {name}: residual")
     requant = one_of(data.get("requant", "dyadic"), REQUANTS, f"recipe {name}: requant")
+    shifts = one_of(data.get("shifts", "channel"), SHIFTS, f"recipe {name}: shifts")
+    digits = data.get("digits", 2)
+    if type(digits) is not int or not 1 <= digits <= MOST_DIGITS:
+        raise BadInput(f"recipe {name}: digits is 1 to {MOST_DIGITS}, not {digits}")
+    if "digits" in data and requant != "khot":
+        raise BadInput(f"recipe {name}: digits are those of requant = 'khot'")
+    if requant == "shift" and shifts == "layer":
+        raise BadInput(
+            f"recipe {name}: a power of two for each channel is a shift for each channel; "
+            "take requant = 'khot' or 'dyadic' with shifts = 'layer'"
+        )
     steps = tuple(_step(e, f"recipe {name}, pass {e['name']}") for e in entries)
-    return Recipe(name, str(data.get("summary", "")), steps, residual, requant)
+    summary = str(data.get("summary", ""))
+    return Recipe(name, summary, steps, residual, requant, digits, shifts)
 
 
 def _step(entry: Mapping[str, object], where: str) -> Step:

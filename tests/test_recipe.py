@@ -10,6 +10,7 @@ import pytest
 from qcompile import recipe
 from qcompile.errors import BadInput
 from qcompile.formats import parse_format
+from qcompile.passes.binary_point import BinaryPoint
 from qcompile.passes.calibrate import Calibrate
 from qcompile.passes.canonicalize import Canonicalize
 from qcompile.passes.correct import Correct
@@ -35,6 +36,7 @@ PASSES = {
         Calibrate,
         Refine,
         Widen,
+        BinaryPoint,
         Correct,
         Round,
     )
@@ -66,7 +68,16 @@ def test_what_a_recipe_says() -> None:
 
 
 def test_recipes_ship() -> None:
-    assert recipe.names() == ["accurate", "auto", "data-free", "default", "fast", "import"]
+    assert recipe.names() == [
+        "accurate",
+        "auto",
+        "data-free",
+        "default",
+        "fast",
+        "fixed-point",
+        "fixed-point-khot",
+        "import",
+    ]
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -99,7 +110,7 @@ BAD = {
     "misspelt key": ('sumary = "x"', "recipe r: unknown key 'sumary'; did you mean 'summary'"),
     "strange key": (
         "qqq = 1",
-        "recipe r: unknown key 'qqq'; known: summary, pass, residual, requant",
+        "recipe r: unknown key 'qqq'; known: summary, pass, residual, requant, digits, shifts",
     ),
     "one pass without brackets": ("[pass]\nname = 'fold'", "entries have a name each"),
     "passes are texts": ("pass = ['fold']", "entries have a name each"),
@@ -109,7 +120,19 @@ BAD = {
         "residual: 'int15' is unknown; did you mean 'int16'",
     ),
     "residual is a list": ("residual = []", "residual: .* choices: accumulator, int8, int16"),
-    "strange requant": ("requant = 'qqq'", "requant: 'qqq' is unknown; choices: dyadic, shift"),
+    "strange requant": (
+        "requant = 'qqq'",
+        "requant: 'qqq' is unknown; choices: dyadic, shift, khot",
+    ),
+    "strange shifts": ("shifts = 'qqq'", "shifts: 'qqq' is unknown; choices: channel, layer"),
+    "many digits": ("requant = 'khot'\ndigits = 4", "digits is 1 to 3, not 4"),
+    "no digits": ("requant = 'khot'\ndigits = 0", "digits is 1 to 3, not 0"),
+    "digits are a truth": ("requant = 'khot'\ndigits = true", "digits is 1 to 3, not True"),
+    "digits of any multiplier": ("digits = 2", "digits are those of requant = 'khot'"),
+    "one shift of powers of two": (
+        "requant = 'shift'\nshifts = 'layer'",
+        "a power of two for each channel is a shift for each channel",
+    ),
 }
 
 
@@ -123,7 +146,7 @@ def test_what_is_wrong_with_a_recipe_is_said(name: str) -> None:
 def test_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no recipe 'defualt'; did you mean default"):
         recipe.load("defualt")
-    names = "accurate, auto, data-free, default, fast, import"
+    names = "accurate, auto, data-free, default, fast, fixed-point, fixed-point-khot, import"
     with pytest.raises(
         BadInput, match=rf"no recipe 'qqq'; recipes: {names}, or a path ending in \.toml"
     ):

@@ -49,19 +49,88 @@ def dyadic(scale: Fraction, bits: int) -> tuple[int, int]:
     """
     if scale <= 0:
         raise ValueError("a scale is positive")
-    exponent = scale.numerator.bit_length() - scale.denominator.bit_length()
-    if scale >= Fraction(2) ** exponent:
-        exponent += 1
-    # now 2**(exponent - 1) <= scale < 2**exponent
-    m = round_half_up(scale * Fraction(2) ** (bits - exponent))
+    k = exponent(scale)
+    m = round_half_up(scale * Fraction(2) ** (bits - k))
     if m == 1 << bits:
-        m, exponent = m >> 1, exponent + 1
-    return m << (31 - bits), -exponent - 1
+        m, k = m >> 1, k + 1
+    return m << (31 - bits), -k - 1
 
 
 def round_half_up(x: Fraction) -> int:
     """The integer nearest to x; the larger one of two."""
     return (2 * x.numerator + x.denominator) // (2 * x.denominator)
+
+
+def signed_digits(n: int) -> tuple[tuple[int, int], ...]:
+    """The canonical signed digits of n, lowest first, as (position, sign): n = sum of sign * 2**position.
+
+    No two are neighbours, and no other sum of powers of two with signs has fewer terms (Reitwiesner 1960).
+    """
+    found: list[tuple[int, int]] = []
+    position = 0
+    while n:
+        if n & 1:
+            sign = 2 - (n & 3)
+            found.append((position, sign))
+            n -= sign
+        n >>= 1
+        position += 1
+    return tuple(found)
+
+
+def nearest_digits(x: Fraction, digits: int) -> int:
+    """The integer with at most `digits` signed digits that is nearest to x >= 0; the larger one of two.
+
+    Taking the power of two nearest to what is left, digit by digit, reaches it.
+    """
+    found, rest = 0, x
+    for _ in range(digits):
+        if rest == 0:
+            break
+        power = 1
+        # halfway from `power` to its double: up where that makes the sum larger
+        while 2 * abs(rest) > 3 * power or (2 * rest == 3 * power):
+            power *= 2
+        if 2 * abs(rest) < 1 or 2 * rest == -1:
+            break
+        found += power if rest > 0 else -power
+        rest = x - found
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Multipliers:
+    """Which multipliers a rescale may have; without limits, any of its significant bits.
+
+    `digits`: at most so many nonzero signed digits, so that a product is a sum of as many shifted copies; the nearest
+    such number is off by at most 3 / (2 * 4**digits + 1) of the scale. `one_shift`: the multipliers of an accumulator
+    are whole numbers of one unit for all channels, so that one shift serves them; a channel whose scale is 2**k
+    times smaller than the largest has k bits fewer, and one always.
+    """
+
+    digits: int | None = None
+    one_shift: bool = False
+
+    def near(self, scales: Sequence[Fraction], bits: int) -> tuple[Fraction, ...]:
+        """What stands for the scales of an operand's channels, the largest with `bits` significant bits."""
+        if self == UNLIMITED:
+            return tuple(scales)
+        units = [Fraction(2) ** (exponent(s) - bits) for s in scales]
+        if self.one_shift:
+            units = [max(units)] * len(units)
+        return tuple(max(1, self._whole(s / u)) * u for s, u in zip(scales, units, strict=True))
+
+    def _whole(self, x: Fraction) -> int:
+        return round_half_up(x) if self.digits is None else nearest_digits(x, self.digits)
+
+
+UNLIMITED = Multipliers()
+
+
+def exponent(scale: Fraction) -> int:
+    """The k for which 2**(k - 1) <= scale < 2**k."""
+    k = scale.numerator.bit_length() - scale.denominator.bit_length()
+    return k + 1 if scale >= Fraction(2) ** k else k
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,23 +188,30 @@ def fit_rescale(
     *,
     bits: int,
     tolerance: Fraction = Fraction(1, 32),
-    power_of_two: bool = False,
+    multipliers: Multipliers = UNLIMITED,
 ) -> Fit:
     """Choose multipliers, pre-shifts and `f` so that the contract above holds, at the largest `f` there is.
 
     `bits` is the number of significant bits of a multiplier, `tolerance` the error in output steps that a value term
-    may have (see `value_error`); with `power_of_two` each scale is first rounded to a power of two. Raises NoRoom where
+    may have (see `value_error`) against the scale that `multipliers` allows in place of its own. Raises NoRoom where
     32 bits cannot hold it: the caller then rescales the accumulator to int16 first.
     """
-    wanted = _power_of_two if power_of_two else Fraction
-    targets = [replace(v, scale=wanted(v.scale)) for v in vals]
+    near = [multipliers.near(a.scale, bits) for a in accs]
+    targets = [replace(v, scale=multipliers.near((v.scale,), bits)[0]) for v in vals]
     channels = max([len(a.scale) for a in accs] + [len(a.bound) for a in accs] + [1])
-    columns = [
-        _fit_channel(
-            [(wanted(_at(a.scale, c)), _at(a.bound, c)) for a in accs], targets, bits, tolerance
+    rows = [
+        _Channel.of(
+            [(_at(s, c), _at(a.bound, c)) for s, a in zip(near, accs, strict=True)],
+            targets,
+            bits,
+            tolerance,
         )
         for c in range(channels)
     ]
+    # an accumulator alone has its own f for every channel, because its shift is 32 + f - p whatever f is
+    together = multipliers.one_shift and len(accs) + len(vals) > 1
+    fs = [_largest_f(rows)] * channels if together else [_largest_f([r]) for r in rows]
+    columns = [r.constants(f) for r, f in zip(rows, fs, strict=True)]
     error = Fraction(0)
     for c, (ms, ns, f) in enumerate(columns):
         for a, (m, p) in zip(accs, ms, strict=True):
@@ -163,46 +239,64 @@ def _fold(row: Sequence[int]) -> tuple[int, ...]:
     return (row[0],) if len(set(row)) == 1 else tuple(row)
 
 
-def _fit_channel(
-    accs: Sequence[tuple[Fraction, int]],
-    vals: Sequence[ValOperand],
-    bits: int,
-    tolerance: Fraction,
-) -> tuple[list[tuple[int, int]], list[int], int]:
-    """Constants of one channel: [(m, pre_shift)], [n], f."""
-    parts: list[tuple[int, int, int]] = []
-    for scale, bound in accs:
-        m, e = dyadic(scale, bits)
-        room = 0
-        while (bound << (room + 1)) < ACC_LIMIT and room < 31:
-            room += 1
-        if bound >= ACC_LIMIT:
-            raise NoRoom("the accumulator itself needs more than 32 bits")
-        parts.append((m, e, room))
-    lowest = max([F_MIN, *(e for _, e, _ in parts)])
-    highest = min([F_MAX, *(e + room for _, e, room in parts)])
-    if not vals and len(parts) == 1:
-        highest = min(highest, lowest)
-    elif vals:
-        lowest = max(lowest, *(_precise_f(v, tolerance) for v in vals))
-        # beyond `bits` significant bits in the largest n nothing is gained and a multiplier grows
-        widest = max(v.scale for v in vals)
-        saturated = F_MAX
-        while saturated > lowest and round_half_up(widest * 2**saturated) >= 1 << bits:
-            saturated -= 1
-        highest = min(highest, saturated)
+@dataclass(frozen=True, slots=True)
+class _Channel:
+    """The operands of one channel, accumulators as (m, e, bound), and between which limits its f lies."""
+
+    accs: tuple[tuple[int, int, int], ...]
+    vals: tuple[ValOperand, ...]
+    lowest: int
+    highest: int
+
+    @staticmethod
+    def of(
+        accs: Sequence[tuple[Fraction, int]],
+        vals: Sequence[ValOperand],
+        bits: int,
+        tolerance: Fraction,
+    ) -> _Channel:
+        parts: list[tuple[int, int, int]] = []
+        lowest, highest = F_MIN, F_MAX
+        for scale, bound in accs:
+            m, e = dyadic(scale, bits)
+            room = 0
+            while (bound << (room + 1)) < ACC_LIMIT and room < 31:
+                room += 1
+            if bound >= ACC_LIMIT:
+                raise NoRoom("the accumulator itself needs more than 32 bits")
+            parts.append((m, e, bound))
+            lowest, highest = max(lowest, e), min(highest, e + room)
+        if not vals and len(parts) == 1:
+            highest = min(highest, lowest)
+        elif vals:
+            lowest = max(lowest, *(_precise_f(v, tolerance) for v in vals))
+            # beyond `bits` significant bits in the largest n nothing is gained and a multiplier grows
+            widest = max(v.scale for v in vals)
+            saturated = F_MAX
+            while saturated > lowest and round_half_up(widest * 2**saturated) >= 1 << bits:
+                saturated -= 1
+            highest = min(highest, saturated)
+        return _Channel(tuple(parts), tuple(vals), lowest, highest)
+
+    def holds(self, f: int) -> bool:
+        """Does the sum at f fractional bits stay inside 32 bits?"""
+        reach = sum((((bound << (f - e)) * m) >> 32) + 1 for m, e, bound in self.accs)
+        reach += sum(v.reach * round_half_up(v.scale * 2**f) for v in self.vals)
+        return reach + (1 << (f - 1)) < ACC_LIMIT
+
+    def constants(self, f: int) -> tuple[list[tuple[int, int]], list[int], int]:
+        """[(m, pre_shift)], [n], f."""
+        ms = [(m, f - e) for m, e, _ in self.accs]
+        return ms, [round_half_up(v.scale * 2**f) for v in self.vals], f
+
+
+def _largest_f(channels: Sequence[_Channel]) -> int:
+    """The largest f that serves all of these channels."""
+    lowest = max(c.lowest for c in channels)
+    highest = min(c.highest for c in channels)
     for f in range(highest, lowest - 1, -1):
-        ns = [round_half_up(v.scale * 2**f) for v in vals]
-        reach = (
-            sum(
-                (((bound << (f - e)) * m) >> 32) + 1
-                for (_, bound), (m, e, _) in zip(accs, parts, strict=True)
-            )
-            + sum(v.reach * n for v, n in zip(vals, ns, strict=True))
-            + (1 << (f - 1))
-        )
-        if reach < ACC_LIMIT:
-            return [(m, f - e) for m, e, _ in parts], ns, f
+        if all(c.holds(f) for c in channels):
+            return f
     raise NoRoom(f"no shift between {lowest} and {highest} keeps the sum inside 32 bits")
 
 
@@ -214,12 +308,6 @@ def _precise_f(v: ValOperand, tolerance: Fraction) -> int:
             break
         f += 1
     return f
-
-
-def _power_of_two(scale: Fraction) -> Fraction:
-    """The power of two nearest to a scale; the larger one of two."""
-    m, e = dyadic(scale, 1)
-    return Fraction(m, 1 << 32) / Fraction(2) ** e
 
 
 def rescale(

@@ -10,9 +10,11 @@ import numpy as np
 
 from qcompile.errors import BadInput, ToolchainMissing
 from qcompile.ir import Array, Graph
+from qcompile.manifest import FOLDING_FILE
 from qcompile.target import (
     ANYWHERE,
     Codes,
+    Fabric,
     FloatCertificate,
     Footprint,
     Layer,
@@ -23,16 +25,21 @@ from qcompile.target import (
 )
 
 from ..c import build
-from . import cplusplus, units, verilog
+from . import axi, cplusplus, folding, units, verilog
 from .cplusplus_sim import GET_CXX, CSim
 from .legalise import legalise
-from .pipeline import Port
+from .pipeline import Pipeline, Port
 from .simulation import Simulation
 from .token import work
 
 _CPUS = ("any",)
-_SOURCES = frozenset({".cpp", ".h", ".v"})
-_FLOAT = re.compile(r"\b(float|double|half|real|shortreal|ap_u?fixed)\b")
+_CPLUSPLUS_FLOAT = re.compile(r"\b(float|double|half|ap_u?fixed)\b")
+_FLOATS = {
+    ".cpp": _CPLUSPLUS_FLOAT,
+    ".h": _CPLUSPLUS_FLOAT,
+    ".v": re.compile(r"\b(real|realtime|shortreal)\b"),
+}
+"""Types that no source of a design may name."""
 _RESERVED = frozenset({"qc", "hls", "bench", "top"})
 
 
@@ -59,13 +66,16 @@ class Hls:
         vectors: Sequence[Codes],
         placement: Placement = ANYWHERE,
     ) -> Lowered:
-        """Emit the folders hls/ and rtl/; pure. Raises Unsupported naming the node that has no unit."""
+        """Emit the folders hls/, rtl/ and axi/, and folding.json; pure. Unsupported names the node that has no unit."""
         _known(cpu)
-        made = legalise(graph)
+        solved = folding.solve(graph, placement.fabric or Fabric())
+        made, top = solved.pipeline, _top(name)
         images = {p.name: _stacked(p, vectors) for p in made.inputs}
+        rtl = verilog.emit(made, top, images)
         folders = {
-            "hls": cplusplus.emit(made, _top(name), vectors),
-            "rtl": verilog.emit(made, _top(name), images),
+            "hls": cplusplus.emit(made, top, vectors),
+            "rtl": rtl,
+            "axi": axi.emit(graph, made, top, rtl),
         }
         carried = {s.value: None for s in made.streams.values() if s.value is not None}
         return Lowered(
@@ -73,7 +83,8 @@ class Hls:
                 f"{folder}/{path}": data
                 for folder, files in folders.items()
                 for path, data in files.items()
-            },
+            }
+            | {FOLDING_FILE: solved.folding.dumps().encode()},
             arena_bytes=0,
             weight_bytes=sum(v.type.bytes for v in graph.constants()),
             stored={value: i for i, value in enumerate(carried)},
@@ -83,6 +94,7 @@ class Hls:
                 for op in made.ops
                 if not isinstance(op, units.Fork | units.Width)
             ],
+            design=solved.design,
         )
 
     def runner(
@@ -92,7 +104,7 @@ class Hls:
         _known(cpu)
         if (lack := self.missing()) != ():
             raise ToolchainMissing("; ".join(lack))
-        made = legalise(graph)
+        made = _folded(folder, graph)
         options = build.SANITIZE if sanitize else ()
         simulation = CSim(folder / "hls", made, _top(name), options=options)
         _ = simulation.program
@@ -102,13 +114,15 @@ class Hls:
         """Search every source of the design itself for floating-point types: there are no objects to disassemble."""
         sources = sorted([*folder.glob("hls/firmware/**/*"), *folder.glob("rtl/*.v")])
         lines = [
-            (path.name, number, line)
+            (path, number, line)
             for path in sources
-            if path.suffix in _SOURCES
+            if path.suffix in _FLOATS
             for number, line in enumerate(path.read_text().splitlines(), 1)
         ]
         found = [
-            f"{name}:{at}: {line.strip()}" for name, at, line in lines if _FLOAT.search(_code(line))
+            f"{path.name}:{at}: {line.strip()}"
+            for path, at, line in lines
+            if _FLOATS[path.suffix].search(_code(line))
         ]
         return FloatCertificate(len(lines), found, "lines of C++ and Verilog were searched")
 
@@ -130,6 +144,19 @@ def _stacked(port: Port, vectors: Sequence[Codes]) -> Array:
     """The rows of all vectors, none where there are none."""
     none = np.zeros((0, *port.shape), port.dtype.numpy)
     return np.concatenate([none, *(codes[port.name] for codes in vectors)])
+
+
+def _folded(folder: Path, graph: Graph) -> Pipeline:
+    """The pipeline that was emitted, by the folding.json beside it."""
+    try:
+        text = (folder / FOLDING_FILE).read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise BadInput(f"cannot read {folder / FOLDING_FILE}: {e}") from e
+    found = folding.Folding.loads(text)
+    made = legalise(graph, found.layers)
+    if found.fifos.keys() != made.fifos.keys():
+        raise BadInput(f"{folder / FOLDING_FILE} names other FIFOs than the design has")
+    return made.with_depths(found.fifos)
 
 
 def _code(line: str) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qcompile.ir import arith
 
 from . import units
-from .requantize import Requantize, Row, signed_bits
+from .requantize import AccTerm, Requantize, Row, ValTerm, signed_bits
 from .units import Op, Stream
 
 _NUMBERS_PER_LINE = 16
@@ -60,6 +60,13 @@ def layer(op: Op, arguments: Mapping[str, str]) -> Layer:
         case units.Concat():
             kernel, streams = "concat", [*outs, *ins]
             c.concat(op)
+        case units.ChannelPad():
+            kernel, streams = "pad_channels", [*ins, *outs]
+            before, words, after = op.runs
+            c.sizes(
+                pixels=op.output.pixels, before=before, words=words, after=after,
+                lanes=op.output.lanes, bits=op.output.bits, fill=op.fill,
+            )  # fmt: skip
         case units.Softmax():
             kernel, streams = "softmax", [*ins, *outs]
             c.softmax(op)
@@ -339,16 +346,37 @@ class _Config:
             # a shift by a table: constant for each channel, a shifter in hardware
             return f"({x} >> {constant(what, row, f'ap_uint<{bits}>', bits)}.to_int())"
 
+        def product(i: int, term: AccTerm | ValTerm, kind: str, bits: int) -> list[str]:
+            wide = _int(term.product_bits)
+            if not term.copies:
+                m = constant(f"multiplier{i}", term.multiplier, kind, bits)
+                return [f"const {wide} product{i} = x{i} * {m};"]
+            lines = [f"const {wide} wide{i} = x{i};", f"{wide} product{i} = 0;"]
+            for k, copy in enumerate(term.copies):
+                shifted = f"wide{i}"
+                if len(copy.position) > 1:
+                    most = max(copy.position).bit_length()
+                    at = constant(f"position{i}_{k}", copy.position, f"ap_uint<{most}>", most)
+                    shifted = f"(wide{i} << {at}.to_int())"
+                elif copy.position[0]:
+                    shifted = f"(wide{i} << {copy.position[0]})"
+                if len(copy.sign) == 1:
+                    lines.append(f"product{i} {'+' if copy.sign[0] > 0 else '-'}= {shifted};")
+                    continue
+                sign = f"sign{i}_{k}"
+                lines.append(f"const ap_int<2> {sign} = {constant(sign, copy.sign, 'ap_int<2>', 2)};")
+                for test, step in ((">", "+"), ("<", "-")):
+                    lines += [f"if ({sign} {test} 0) {{", f"product{i} {step}= {shifted};", "}"]
+            return lines
+
         total = _int(q.t_bits)
         sums = [f"{total} total = {constant('offset', q.offset, total, q.t_bits)};"]
         for i, a in enumerate(q.accs):
-            m = constant(f"multiplier{i}", a.multiplier, f"ap_uint<{a.m_bits}>", a.m_bits)
-            sums.append(f"const {_int(a.product_bits)} product{i} = x{i} * {m};")
+            sums += product(i, a, f"ap_uint<{a.m_bits}>", a.m_bits)
             sums.append(f"total += {moved(f'product{i}', f'shift{i}', a.shift)};")
         for j, v in enumerate(q.vals):
             at = len(q.accs) + j
-            n = constant(f"multiplier{at}", v.multiplier, _int(v.n_bits), v.n_bits)
-            sums.append(f"const {_int(v.product_bits)} product{at} = x{at} * {n};")
+            sums += product(at, v, _int(v.n_bits), v.n_bits)
             sums.append(f"total += product{at};")
         left = max(1, q.t_bits - min(q.shift))
         zero_bits = signed_bits(min(q.zero, 0), max(q.zero, 0))

@@ -11,11 +11,14 @@ from itertools import pairwise
 from . import units
 from .units import Op
 
-MATVEC, DEPTHWISE, POOL, REQUANTIZE = 6, 4, 2, 7
+MATVEC, DEPTHWISE, POOL, REQUANTIZE = 8, 6, 2, 9
 """Enabled cycles from a result's last words to its accumulator, and from there to the output."""
 
-SOFTMAX = 56
-"""Cycles between the last lookup of a row and its first quotient."""
+SOFTMAX = 67
+"""Cycles between the last code of a row and the first that a quotient is made in."""
+
+_QUOTIENT = 7
+"""Enabled cycles that a quotient takes."""
 
 
 class Channel:
@@ -177,6 +180,28 @@ class _Concat(_Piped):
         return 1
 
 
+class _Padded(_Piped):
+    """A concatenation in which some words are always there."""
+
+    def __init__(
+        self, ins: list[Channel], outs: list[Channel], moved: list[Channel], op: units.ChannelPad
+    ) -> None:
+        super().__init__(ins, outs, moved, 1)
+        before, words, after = op.runs
+        self._reads = [False] * before + [True] * words + [False] * after
+        self._at = 0
+
+    def issue(self, idle: bool) -> int:
+        """See _Piped."""
+        source = self.ins[0]
+        if self._reads[self._at]:
+            if not source.n:
+                return -1
+            self.pops(source)
+        self._at = (self._at + 1) % len(self._reads)
+        return 1
+
+
 class _Window(Unit):
     def __init__(
         self, ins: list[Channel], outs: list[Channel], moved: list[Channel], op: units.Window
@@ -290,7 +315,7 @@ class _Softmax(Unit):
     def step(self, now: int) -> int:
         """See Unit."""
         out, moves = self.outs[0], True
-        if self._line & 8:
+        if self._line >> (_QUOTIENT - 1):
             if out.n < out.depth:
                 self.pushes(out)
             else:
@@ -305,8 +330,10 @@ class _Softmax(Unit):
                 if self._n == self._channels:
                     self._state, self._n = 1, 0
         elif self._state == 1:
-            self._n += 1
-            busy = True
+            # the row before must have been shifted when this one's sum is complete
+            if self._n != self._channels + 3 or not self._line & 31:
+                self._n += 1
+                busy = True
             if self._n == self._channels + SOFTMAX:
                 self._state, self._n = 2, 0
         elif moves:
@@ -315,7 +342,7 @@ class _Softmax(Unit):
             if self._n == self._channels:
                 self._state = self._n = 0
         if moves:
-            self._line = (self._line << 1 & 15) | issued
+            self._line = (self._line << 1 & (1 << _QUOTIENT) - 1) | issued
         return now + 1 if busy else 0
 
 
@@ -343,6 +370,8 @@ def state(op: Op, ins: list[Channel], outs: list[Channel], moved: list[Channel])
             return _Reduce(ins, outs, moved, POOL)
         case units.Concat():
             return _Concat(ins, outs, moved, op)
+        case units.ChannelPad():
+            return _Padded(ins, outs, moved, op)
         case units.Fork():
             return _Fork(ins, outs, moved)
         case units.Width() if y.lanes > x.lanes:

@@ -49,7 +49,7 @@ class _Builder:
         self._inputs = {v: p for p, v in graph.inputs}
         self._at = 0
         self._uses: dict[Value, list[Value]] = {}
-        known = {s.layer for s in self._steps if not isinstance(s.node.op, ops.Softmax | ops.Pad)}
+        known = {s.layer for s in self._steps if _folds(s)}
         for layer in folding:
             if layer not in known:
                 raise BadInput(
@@ -215,6 +215,8 @@ class _Builder:
                 op = self._max_pool(step)
             case ops.Pad():
                 op = self._pad(step)
+            case ops.Slice():
+                op = self._slice(step)
             case _:
                 op = self._pointwise(step)
         made = self._add(op)
@@ -375,13 +377,44 @@ class _Builder:
         assert isinstance(op, ops.Pad)
         rank = len(op.pads) // 2
         begins, ends = op.pads[:rank], op.pads[rank:]
+        if not any((*begins[:-1], *ends[:-1])) and (begins[-1] or ends[-1]):
+            lanes = self._lanes(step, math.gcd(node.inputs[0].type.shape[-1], begins[-1], ends[-1]))
+            x = self._read(node.inputs[0], lanes or 1, step.layer, 0)
+            out = self._output(step.output, self._name("pad"), x.lanes)
+            return units.ChannelPad(
+                out.name, step.layer, (x,), (out,), begins[-1], ends[-1], op.value
+            )
         if rank not in (2, 3) or begins[-1] or ends[-1]:
-            raise Unsupported(f"{node.name}: a Pad is a unit along height and width only")
+            raise Unsupported(
+                f"{node.name}: a Pad is a unit along height and width or along channels, not both"
+            )
         x = self._read(node.inputs[0], None, step.layer, 0)
         out = self._output(step.output, self._name("pad"), x.lanes)
         pads = reading.planar_pads((*begins[:-1], *ends[:-1]))
         return units.Window(
             out.name, step.layer, (x,), (out,), (1, 1), (1, 1), pads, (1, 1), op.value
+        )
+
+    def _slice(self, step: Step) -> Op:
+        """A window of one tap: rows from the first to the last, columns from any to any."""
+        node, op = step.node, step.node.op
+        assert isinstance(op, ops.Slice)
+        channels = node.inputs[0].type.shape[-1]
+        rank, height = len(op.starts), node.inputs[0].type.shape[1]
+        if (
+            rank not in (2, 3)
+            or (op.starts[-1], op.ends[-1], op.steps[-1]) != (0, channels, 1)
+            or (rank == 3 and (op.starts[0] or op.ends[0] + op.steps[0] <= height))
+        ):
+            raise Unsupported(
+                f"{node.name}: a Slice is a unit along width, and along height from the first row to the last, only"
+            )
+        x = self._read(node.inputs[0], None, step.layer, 0)
+        out = self._output(step.output, self._name("slice"), x.lanes)
+        left = op.starts[-2]
+        steps = reading.planar(op.steps[:-1], 1)
+        return units.Window(
+            out.name, step.layer, (x,), (out,), (1, 1), steps, (0, -left, 0, left), (1, 1), 0
         )
 
     def _pointwise(self, step: Step) -> Op:
@@ -431,3 +464,14 @@ class _Builder:
         name, lanes = self._name("concat"), parts[0].lanes
         out = self._output(step.output, name, lanes, reading.split(step.output, axis))
         return units.Concat(out.name, step.layer, tuple(parts), (out,))
+
+
+def _folds(step: Step) -> bool:
+    """Can a folding name it?"""
+    match step.node.op:
+        case ops.Softmax() | ops.Slice():
+            return False
+        case ops.Pad(pads=pads):
+            return bool(pads[len(pads) // 2 - 1] or pads[-1])
+        case _:
+            return True

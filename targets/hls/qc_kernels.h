@@ -339,6 +339,22 @@ void concat(hls::stream<Word> &out, hls::stream<Ins> &... ins) {
     }
 }
 
+/* For each pixel words of fill, the words of the input, words of fill. */
+template <class C, class Word>
+void pad_channels(hls::stream<Word> &in, hls::stream<Word> &out) {
+    Word fill = 0;
+    for (int i = 0; i < C::lanes; i++) {
+#pragma HLS UNROLL
+        set_lane(fill, i, ap_uint<C::bits>(C::fill));
+    }
+    int at = 0;
+    for (int i = 0; i < C::pixels * (C::before + C::words + C::after); i++) {
+#pragma HLS PIPELINE II=1
+        out.write(at >= C::before && at < C::before + C::words ? in.read() : fill);
+        at = at + 1 == C::before + C::words + C::after ? 0 : at + 1;
+    }
+}
+
 template <class Word>
 void write_all(const Word &) {
 #pragma HLS INLINE

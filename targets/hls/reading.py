@@ -16,7 +16,9 @@ from qcompile.ir.proof import accumulator_bound, code_range
 from .requantize import Operand, Requantize, Row, fold, signed_bits
 
 _ACCUMULATORS = (ops.Conv, ops.MatMul, ops.SumPool)
-_UNITS = (*_ACCUMULATORS, Rescale, ops.Lut, ops.MaxPool, ops.Softmax, ops.Concat, ops.Pad)
+_UNITS = (
+    *_ACCUMULATORS, Rescale, ops.Lut, ops.MaxPool, ops.Softmax, ops.Concat, ops.Pad, ops.Slice,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

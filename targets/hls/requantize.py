@@ -4,27 +4,37 @@
     y = clamp((T >> shift) + zero, lo, hi)
 
 This is `qcompile.ir.arith`'s contract with the constants gathered: an accumulator's multiplier m = M << z loses its
-zero low bits, so that ((acc << p) * m) >> 32 = (acc * M) >> (32 - p - z); the rounding constant, the zero points of the
-values and constant operands are one offset. Where one accumulator is the only operand, its own shift moves behind the
-sum, because floors nest: (((A >> s) + c) >> f) = (A + (c << s)) >> (s + f). A multiplier of 16 significant bits then
-meets one multiplication and one rounding shift by 17 + f - p.
+zero low bits, channel by channel, so that ((acc << p) * m) >> 32 = (acc * M) >> (32 - p - z); the rounding constant,
+the zero points of the values and constant operands are one offset. Where one accumulator is the only operand, its own
+shift moves behind the sum, because floors nest: (((A >> s) + c) >> f) = (A + (c << s)) >> (s + f). A multiplier of 16
+significant bits then meets one multiplication and one rounding shift by 17 + f - p, the same for all channels where
+multipliers of UNIFORM_BITS allow that. Powers of two are left with multiplier 1 and a shift; multipliers of few signed
+digits are no products at all but sums of shifted copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.ir import Rescale
+from qcompile.ir.arith import Acc, signed_digits
 
 Words = NDArray[np.int64]
 """Elements of a stream; as the operands of a Requantize: [pixels, channels]."""
 
 Row = tuple[int, ...]
 """One entry for all, or one for each channel (each pixel where the parameters are spatial)."""
+
+
+UNIFORM_BITS = 17
+"""Channels share a shift where no multiplier then has more bits: with a sign, one port of any DSP block."""
+
+MOST_COPIES = 3
+"""A multiplier of more signed digits is multiplied by."""
 
 
 def entry(row: Row, at: int) -> int:
@@ -38,12 +48,37 @@ def signed_bits(lo: int, hi: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """One digit of a row of multipliers: sign * (x << position), where sign is 1, -1 or, without such a digit, 0."""
+
+    position: Row
+    sign: Row
+
+
+def _copies(multiplier: Row) -> tuple[Copy, ...]:
+    """A row of multipliers as sums of shifted copies, the lowest digit first; none where that takes too many."""
+    digits = [signed_digits(m) for m in multiplier]
+    count = max(map(len, digits))
+    if count > MOST_COPIES:
+        return ()
+    filled = [d + ((0, 0),) * (count - len(d)) for d in digits]
+    return tuple(
+        Copy(fold([d[k][0] for d in filled]), fold([d[k][1] for d in filled])) for k in range(count)
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class AccTerm:
     """(acc * multiplier) >> shift, rounded down: `acc` is signed and has `bits` bits, multipliers are positive."""
 
     multiplier: Row
     shift: Row
     bits: int
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """What is added up in place of a product; empty where there is a product."""
+        return _copies(self.multiplier)
 
     @property
     def m_bits(self) -> int:
@@ -63,6 +98,11 @@ class ValTerm:
     multiplier: Row
     bits: int
     signed: bool
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """What is added up in place of a product; empty where there is a product."""
+        return _copies(self.multiplier)
 
     @property
     def n_bits(self) -> int:
@@ -103,37 +143,10 @@ class Requantize:
     spatial: bool = False
 
     @property
-    def uniform(self) -> bool:
-        """Every shift is the same for all channels: wires, no shifter."""
-        return all(len(r) == 1 for r in (self.shift, *(a.shift for a in self.accs)))
-
-    @property
     def entries(self) -> int:
         """How many entries the longest row of parameters has."""
         rows = [self.offset, self.shift, *(r for a in self.accs for r in (a.multiplier, a.shift))]
         return max(map(len, [*rows, *(v.multiplier for v in self.vals)]))
-
-    def levelled(self) -> Requantize:
-        """The same function with wider multipliers and shifts that are uniform.
-
-        A shift behind the sum of several terms stays as it is.
-        """
-        return replace(self, accs=tuple(map(_levelled, self.accs)))._level_sum()
-
-    def _level_sum(self) -> Requantize:
-        if len(self.shift) == 1 or self.vals or any(a.shift != (0,) for a in self.accs):
-            return self
-        top, n = max(self.shift), self.entries
-        up = [top - entry(self.shift, c) for c in range(n)]
-        accs = tuple(
-            replace(a, multiplier=fold([entry(a.multiplier, c) << up[c] for c in range(n)]))
-            for a in self.accs
-        )
-        offset = fold([entry(self.offset, c) << up[c] for c in range(n)])
-        # T may grow by the most any channel is moved; |T >> shift| does not
-        return replace(
-            self, accs=accs, offset=offset, shift=(top,), t_bits=self.t_bits + max(up, default=0)
-        )
 
     def run(self, accs: Sequence[Words], vals: Sequence[Words]) -> Words:
         """Compute exactly; operands are [pixels, channels]."""
@@ -175,23 +188,27 @@ class Requantize:
                 code = 0 if o.constant is None else entry(o.constant, c)
                 offset[c] += (code - v.zero_point) * entry(v.multiplier, c)
 
-        terms: list[tuple[list[int], list[int]]] = []
-        for a in op.accs:
-            spare = min((m & -m).bit_length() - 1 for m in a.multiplier)
-            shift = [32 - entry(a.pre_shift, c) - spare for c in range(n)]
-            terms.append(
-                (
-                    [(entry(a.multiplier, c) >> spare) << max(0, -shift[c]) for c in range(n)],
-                    [max(0, s) for s in shift],
-                )
-            )
         streamed = [(v, o) for v, o in zip(op.vals, vals, strict=True) if o.constant is None]
         last = [entry(op.f, c) for c in range(n)]
-        if len(terms) == 1 and not streamed:
-            ((ms, shift),) = terms
-            offset = [o << s for o, s in zip(offset, shift, strict=True)]
-            last = [f + s for f, s in zip(last, shift, strict=True)]
-            terms = [(ms, [0] * n)]
+        terms: list[tuple[list[int], list[int]]] = []
+        for a in op.accs:
+            ms, shift = _stripped(a, n)
+            if len(op.accs) == 1 and not streamed:
+                offset = [o << s for o, s in zip(offset, shift, strict=True)]
+                last = [f + s for f, s in zip(last, shift, strict=True)]
+                # (A << k) + o >> k + s = A + (o >> k) >> s: what was moved left goes back
+                back = [min(_zeros(m), s) for m, s in zip(ms, last, strict=True)]
+                ms = [m >> k for m, k in zip(ms, back, strict=True)]
+                offset = [o >> k for o, k in zip(offset, back, strict=True)]
+                last = [s - k for s, k in zip(last, back, strict=True)]
+                up = _up(ms, last)
+                offset = [o << u for o, u in zip(offset, up, strict=True)]
+                last = [s + u for s, u in zip(last, up, strict=True)]
+                shift = [0] * n
+            else:
+                up = _up(ms, shift)
+                shift = [s + u for s, u in zip(shift, up, strict=True)]
+            terms.append(([m << u for m, u in zip(ms, up, strict=True)], shift))
         reach = [abs(o) for o in offset]
         for (ms, shift), bound in zip(terms, bounds, strict=True):
             for c in range(n):
@@ -215,12 +232,34 @@ class Requantize:
         )
 
 
-def _levelled(a: AccTerm) -> AccTerm:
-    if len(a.shift) == 1:
-        return a
-    top, n = max(a.shift), max(len(a.shift), len(a.multiplier))
-    ms = [entry(a.multiplier, c) << (top - entry(a.shift, c)) for c in range(n)]
-    return replace(a, multiplier=fold(ms), shift=(top,))
+def _stripped(a: Acc, channels: int) -> tuple[list[int], list[int]]:
+    """Multipliers without their zero low bits, and the shifts that they leave."""
+    ms, shifts = [], []
+    for c in range(channels):
+        m = entry(a.multiplier, c)
+        zeros = _zeros(m)
+        shift = 32 - entry(a.pre_shift, c) - zeros
+        ms.append((m >> zeros) << max(0, -shift))
+        shifts.append(max(0, shift))
+    return ms, shifts
+
+
+def _zeros(m: int) -> int:
+    """Zero low bits."""
+    return (m & -m).bit_length() - 1
+
+
+def _up(multipliers: Sequence[int], shifts: Sequence[int]) -> list[int]:
+    """By how much each channel moves left so that one shift serves all; nowhere if that makes multipliers too wide.
+
+    Powers of two stay 1: nothing is left to multiply by.
+    """
+    up = [max(shifts) - s for s in shifts]
+    wide = max(m.bit_length() + u for m, u in zip(multipliers, up, strict=True))
+    free = max(UNIFORM_BITS, *(m.bit_length() for m in multipliers))
+    if wide > free or all(m == 1 for m in multipliers):
+        return [0] * len(up)
+    return up
 
 
 def fold(row: Sequence[int]) -> Row:

@@ -137,8 +137,8 @@ class Op:
 class Window(Op):
     """For each output pixel, the input's words under the kernel: rows of taps, taps, channel words.
 
-    `pads` are top, left, bottom, right; elements outside the image are `fill`. With the output's `by_channel`, channel
-    words are the outer loop, then rows of taps, then taps.
+    `pads` are top, left, bottom, right; a negative left one leaves columns out. Elements outside the image are `fill`.
+    With the output's `by_channel`, channel words are the outer loop, then rows of taps, then taps.
     """
 
     kernel: tuple[int, int]
@@ -341,6 +341,32 @@ class Concat(Lanewise):
         """See Op."""
         parts = [x.reshape(s.pixels, s.channels) for x, s in zip(ins, self.inputs, strict=True)]
         return np.concatenate(parts, axis=1).reshape(-1, self.output.lanes)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelPad(Lanewise):
+    """For each pixel `before` channels of `fill`, the input's channels, `after` channels of `fill`."""
+
+    before: int
+    after: int
+    fill: int
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """See Op."""
+        return math.gcd(self.inputs[0].channels, self.before, self.after), 1
+
+    @property
+    def runs(self) -> tuple[int, int, int]:
+        """Words of each part of a pixel."""
+        lanes = self.output.lanes
+        return self.before // lanes, self.inputs[0].folds, self.after // lanes
+
+    def run(self, *ins: Words) -> Words:
+        """See Op."""
+        x = ins[0].reshape(-1, self.inputs[0].channels)
+        widths = ((0, 0), (self.before, self.after))
+        return np.pad(x, widths, constant_values=self.fill).reshape(-1, self.output.lanes)
 
 
 @dataclass(frozen=True, eq=False)

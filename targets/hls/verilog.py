@@ -17,7 +17,7 @@ from ..c.text import Names, c_comment, render
 from . import units
 from .handshake import DEPTHWISE, MATVEC, POOL
 from .pipeline import Pipeline
-from .requantize import Requantize, Row, entry
+from .requantize import Copy, Requantize, Row, entry
 from .token import work
 from .units import Op, Stream
 
@@ -32,6 +32,7 @@ LIBRARY = (
     "qc_multiply.v",
     "qc_taps.v",
     "qc_requantize.v",
+    "qc_shift_add.v",
     "qc_route.v",
     "qc_softmax.v",
 )
@@ -206,6 +207,8 @@ class _Top:
                     "COUNTS": _literal([s.folds for s in op.inputs], 32),
                 }
                 self._instance("qc_concat", op.name, p, _sources(ins) | _sink(outs[0]))
+            case units.ChannelPad():
+                self._channel_pad(op, ins[0], outs[0])
             case units.Fork():
                 m = {"m_v": _join(w.v for w in outs), "m_r": _join(w.r for w in outs)}
                 s = {"s_v": ins[0].v, "s_r": ins[0].r}
@@ -230,6 +233,26 @@ class _Top:
                 self._instance("qc_softmax", op.name, p, both)
             case _:
                 raise AssertionError(type(op).__name__)
+
+    def _channel_pad(self, op: units.ChannelPad, x: _Wire, out: _Wire) -> None:
+        """A concatenation whose other parts are constants that are always there."""
+        y = op.output
+        fill = _literal([op.fill] * y.lanes, y.bits)
+        sources = ((fill, "1'b1"), (x.d, x.v), (fill, "1'b1"))
+        parts = [(d, v, n) for (d, v), n in zip(sources, op.runs, strict=True) if n]
+        ready = self._wire(f"{op.name}_ready", len(parts))
+        p = {
+            "W": y.word_bits,
+            "N": len(parts),
+            "COUNTS": _literal([n for *_, n in parts], 32),
+        }
+        ports = {
+            "s_d": _join(d for d, *_ in parts),
+            "s_v": _join(v for _, v, _ in parts),
+            "s_r": ready,
+        }
+        self._instance("qc_concat", op.name, p, ports | _sink(out))
+        self._body.append(f"  assign {x.r} = {ready}[{int(op.runs[0] > 0)}];")
 
     def _sum(self, op: units.Sum, ins: Sequence[_Wire], out: _Wire) -> None:
         """A unit's core, then its requantization; the values that join it wait beside the core."""
@@ -310,7 +333,7 @@ class _Top:
         en: str,
         out: _Wire,
     ) -> None:
-        """Terms, each of a multiplication and a shift, then their sum."""
+        """Terms, each of a multiplication or shifted copies, and a shift; then their sum."""
         n, y = op.name, op.output
         folds = y.channels // y.lanes
         words = y.pixels if r.spatial else folds
@@ -322,34 +345,61 @@ class _Top:
             counts = {"INNER": folds if r.spatial else 1, "COUNT": words, "IB": bits}
             self._instance("qc_index", f"{n}_at", counts, {"step": f"{v} & {en}", "index": index})
 
-        def row(kind: str, entries: Row, width: int, letter: str) -> dict[str, object]:
-            """Parameters of one field: a constant, or a memory of one word for each index."""
-            table = [
+        def words_of(entries: Row) -> list[list[int]]:
+            return [
                 [entry(entries, i if r.spatial else i * y.lanes + k) for k in range(y.lanes)]
                 for i in range(words if len(entries) > 1 else 1)
             ]
+
+        def row(kind: str, entries: Row, width: int, letter: str) -> dict[str, object]:
+            """Parameters of one field: a constant, or a memory of one word for each index."""
+            table = words_of(entries)
             size = {f"D_{letter}": len(table)}
             if len(table) == 1:
                 return {**size, letter: _literal(table[0], width)}
             return {**size, f"{kind.upper()}S": self._memory(f"{n}_{kind}", table, width)}
 
+        def read(kind: str, entries: Row, width: int) -> str:
+            """A wire that carries one field, a cycle after its index."""
+            table, q = words_of(entries), self._wire(f"{n}_{kind}", y.lanes * width)
+            size: dict[str, object] = {"W": y.lanes * width, "D": len(table), "IB": bits}
+            if len(table) == 1:
+                size["CONSTANT"] = _literal(table[0], width)
+            else:
+                size["FILE"] = self._memory(f"{n}_{kind}", table, width)
+            ports = {"en": en, "index": index, "q": q}
+            self._instance("qc_words", f"{n}_{kind}s", size, ports, reset=False)
+            return q
+
         terms: list[str] = []
         p: dict[str, object]
-        scaled: list[tuple[tuple[str, int, bool], Row, int, Row]] = []
+        scaled: list[tuple[tuple[str, int, bool], Row, int, Row, tuple[Copy, ...], int]] = []
         for a, operand in zip(r.accs, accs, strict=True):
-            scaled.append((operand, a.multiplier, a.m_bits + 1, a.shift))
+            scaled.append((operand, a.multiplier, a.m_bits + 1, a.shift, a.copies, a.product_bits))
         for b, operand in zip(r.vals, vals, strict=True):
-            scaled.append((operand, b.multiplier, b.n_bits, (0,)))
-        for i, ((d, xb, xs), m, mb, shift) in enumerate(scaled):
+            scaled.append((operand, b.multiplier, b.n_bits, (0,), b.copies, b.product_bits))
+        for i, ((d, xb, xs), m, mb, shift, copies, pb) in enumerate(scaled):
             t = self._wire(f"{n}_t{i}", y.lanes * r.t_bits)
             sb = max(1, max(shift).bit_length())
-            p = {
-                "PE": y.lanes, "XB": xb, "XS": int(xs), "MB": mb, "SB": sb, "TB": r.t_bits, "IB": bits,
-            }  # fmt: skip
-            fields = row(f"t{i}_multiplier", m, mb, "M") | row(f"t{i}_shift", shift, sb, "S")
-            p |= {k.removeprefix(f"T{i}_"): x for k, x in fields.items()}
+            p = {"PE": y.lanes, "XB": xb, "XS": int(xs), "SB": sb, "TB": r.t_bits, "IB": bits}
+            fields = row(f"t{i}_shift", shift, sb, "S")
             ports = {"en": en, "index": index, "x": d, "t": t}
-            self._instance("qc_scale", f"{n}_scale{i}", p, ports, reset=False)
+            if copies:
+                module = "qc_shift_add"
+                kb = max(1, *(max(c.position).bit_length() for c in copies))
+                p |= {"PB": pb, "COPIES": len(copies), "KB": kb}
+                for kind, width, rows in (
+                    ("position", kb, [c.position for c in copies]),
+                    ("sign", 2, [c.sign for c in copies]),
+                ):
+                    parts = [read(f"t{i}_{kind}{k}", x, width) for k, x in enumerate(rows)]
+                    ports[kind] = _join(parts)
+            else:
+                module = "qc_scale"
+                p["MB"] = mb
+                fields |= row(f"t{i}_multiplier", m, mb, "M")
+            p |= {k.removeprefix(f"T{i}_"): x for k, x in fields.items()}
+            self._instance(module, f"{n}_scale{i}", p, ports, reset=False)
             terms.append(t)
         sb = max(1, max(r.shift).bit_length())
         p = {

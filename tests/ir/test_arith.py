@@ -18,6 +18,7 @@ from qcompile.ir.arith import (
     Acc,
     AccOperand,
     Fit,
+    Multipliers,
     NoRoom,
     Val,
     ValOperand,
@@ -276,7 +277,7 @@ def test_power_of_two_constants_are_powers_of_two(
 ) -> None:
     assume(accs or vals)
     try:
-        fit = fit_rescale(accs, vals, bits=16, power_of_two=True)
+        fit = fit_rescale(accs, vals, bits=16, multipliers=Multipliers(digits=1))
     except NoRoom:
         assume(False)
     assert all(m == 1 << 30 for a in fit.accs for m in a.multiplier)

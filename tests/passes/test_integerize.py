@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx.helper import make_node
 
+from qcompile import border
 from qcompile.errors import QcompileError, Unsupported
 from qcompile.formats import Int
 from qcompile.integerized import Integerized
-from qcompile.ir import Conv, Graph, Node, Pad, Rescale, arith, text
+from qcompile.ir import Conv, DType, Graph, Node, Pad, Rescale, arith, text
 from qcompile.passes.place import Place
 from qcompile.plan import Kind
 from tests.oracle import Case, Inputs, Weights, build, integer, judge, mutate, prepare
@@ -751,3 +753,128 @@ def described(graph: Graph) -> list[str]:
         text.dump(graph),
         *(f"{c.name} {c.constant.tobytes().hex()}" for c in graph.constants()),
     ]
+
+
+# --- fewer multipliers ------------------------------------------------------------------------------------------
+
+
+def weight(n: int) -> int:
+    """Nonzero digits of the canonical signed digit form (Prodinger 2000: those of 3n differ from n's there)."""
+    return (n ^ (3 * n)).bit_count()
+
+
+def within(digits: int, bits: int) -> list[int]:
+    """All sums of at most `digits` powers of two with signs, by adding them up."""
+    found = {0}
+    for _ in range(digits):
+        found |= {n + s * (1 << p) for n in found for p in range(bits + 1) for s in (1, -1)}
+    return sorted(n for n in found if n >= 0)
+
+
+LIMITS = [(k, shifts) for k in (1, 2, 3) for shifts in (False, True)] + [(None, True)]
+
+
+@pytest.mark.parametrize(("digits", "one_shift"), LIMITS)
+@given(st.lists(st.integers(1, 1 << 24), min_size=1, max_size=5), st.integers(0, 30))
+@settings(deadline=None, derandomize=True, max_examples=40)
+def test_multipliers_are_the_nearest_of_few_digits_or_of_one_unit(
+    digits: int | None, one_shift: bool, numerators: list[int], down: int
+) -> None:
+    scales = tuple(Fraction(n, 1 << down) for n in numerators)
+    near = arith.Multipliers(digits, one_shift).near(scales, 10)
+    most = max(scales)
+    for scale, got in zip(scales, near, strict=True):
+        top = most if one_shift else scale
+        unit = Fraction(1, 1 << 60)
+        while unit * (1 << 10) <= top:
+            unit *= 2
+        whole = got / unit
+        assert whole.denominator == 1
+        assert 1 <= whole <= 1 << 10
+        choice = within(digits, 10) if digits else list(range((1 << 10) + 1))
+        assert abs(got - scale) == min(abs(n * unit - scale) for n in choice if n)
+        if digits:
+            assert weight(int(whole)) <= digits
+        if digits and not one_shift:
+            assert abs(got - scale) / scale <= Fraction(3, 2 * 4**digits + 1) + Fraction(1, 1 << 10)
+
+
+@pytest.mark.parametrize(("digits", "one_shift"), LIMITS)
+@given(data=st.data(), count=st.integers(1, 4), skip=st.booleans())
+@settings(deadline=None, derandomize=True, max_examples=40)
+def test_a_rescale_is_the_exact_product_rounded_once(
+    digits: int | None, one_shift: bool, data: Draw, count: int, skip: bool
+) -> None:
+    limits = arith.Multipliers(digits, one_shift)
+    scales = tuple(Fraction(num(data, 1, 1 << 20), 1 << num(data, 16, 30)) for _ in range(count))
+    bound = tuple(num(data, 1, 1 << 20) for _ in range(count))
+    values = [arith.ValOperand(Fraction(num(data, 1 << 8, 1 << 16), 1 << 15), 5, -128, 127)]
+    values = values if skip else []
+    try:
+        operand = arith.AccOperand(scales, bound)
+        fit = arith.fit_rescale([operand], values, bits=16, multipliers=limits)
+    except arith.NoRoom:
+        assume(False)
+    wanted, beside = limits.near(scales, 16), [limits.near((v.scale,), 16)[0] for v in values]
+    op = Rescale(fit.accs, fit.vals, fit.f, 1, -128, 127, DType.I8)
+    if skip and one_shift:
+        assert len(fit.f) == 1
+    errors = [abs(w - s) / s for w, s in zip(wanted, scales, strict=True)]
+    for c in range(count):
+        f = fit.f[c % len(fit.f)]
+        accs = [bound[c], -bound[c], 0, 1, -1, num(data, -bound[c], bound[c])]
+        x = np.zeros((len(accs), count), np.int32)
+        x[:, c] = accs
+        codes = np.full((len(accs), count), num(data, -128, 127), np.int8)
+        got = op.run(x, codes) if skip else op.run(x)
+        for a, code, y in zip(accs, codes[:, c], got[:, c], strict=True):
+            total = a * wanted[c] * 2**f // 1
+            for v, s in zip(values, beside, strict=True):
+                n = (s * 2**f + Fraction(1, 2)) // 1
+                errors.append(abs(Fraction(n, 1 << f) - v.scale) / v.scale)
+                total += n * (int(code) - v.zero_point)
+            assert y == min(max((total + 2 ** (f - 1)) // 2**f + 1, -128), 127)
+    assert fit.multiplier_error == max(errors)
+
+
+@pytest.mark.parametrize(
+    ("options", "digits"),
+    [
+        ({"requant": "khot"}, 2),
+        ({"requant": "khot", "digits": 3}, 3),
+        ({"requant": "khot", "digits": 1, "shifts": "layer"}, 1),
+        ({"shifts": "layer"}, 16),
+    ],
+)
+def test_a_network_has_the_multipliers_it_was_asked_for(
+    options: dict[str, Any], digits: int
+) -> None:
+    rng = np.random.default_rng(7)
+    nodes = [
+        make_node("Conv", ["x", "u", "b"], ["p"]),
+        make_node("Relu", ["p"], ["q"]),
+        make_node("Conv", ["q", "v"], ["r"]),
+        make_node("Add", ["r", "q"], ["y"]),
+    ]
+    u = rng.normal(size=(6, 3, 1, 1)) * 2.0 ** rng.uniform(-3, 3, (6, 1, 1, 1))
+    weights = {
+        "u": u.astype(np.float32),
+        "b": rng.normal(size=6).astype(np.float32),
+        "v": rng.normal(size=(6, 6, 1, 1)).astype(np.float32),
+    }
+    case = prepare(build(nodes, {"x": ["N", 3, 4, 4]}, weights), 3)
+    done = integer(case, **options)
+    rescales = [n.op for n in done.graph.nodes if isinstance(n.op, Rescale)]
+    for op in rescales:
+        rows = [m for t in (*op.accs, *op.vals) for m in t.multiplier]
+        assert all(weight(abs(m)) <= digits for m in rows)
+        if options.get("shifts") == "layer" and op.vals:
+            assert len(op.f) == 1
+    worst = max(done.multiplier_errors.values())
+    assert worst <= 3 / (2 * 4**digits + 1) + 2**-8
+    (plain, mine) = (
+        border.run_graph(g, border.encode(g, case.feeds))["y"].astype(np.int64)
+        for g in (integer(case).graph, done.graph)
+    )
+    signal = np.linalg.norm(plain - case.quantizer("y").zero_point[0])
+    assert np.linalg.norm(mine - plain) <= 3 * worst * signal + 2 * np.sqrt(plain.size)

@@ -57,7 +57,7 @@ def edited(files: Mapping[str, bytes], name: str, old: str, new: str) -> dict[st
 
 
 FAULTS = {
-    "a stall that is ignored": ("qc_requantize.v", r"assign en = !valid\[7\] \| m_r", "assign en = 1'b1"),
+    "a stall that is ignored": ("qc_requantize.v", r"assign en = !valid\[9\] \| m_r", "assign en = 1'b1"),
     "a stall that a window ignores": ("qc_window.v", r"wire en = !v2 \| m_r", "wire en = 1'b1"),
     "a FIFO that takes too much": ("qc_fifo.v", r"assign s_r = n != FULL", "assign s_r = 1'b1"),
     "a ring that is a row short": ("qc_window.v", r"N = \(SPAN \+ SH\)", "N = (SPAN + SH - 2)"),
@@ -84,6 +84,7 @@ MODULES = {
     "qc_fifo": {"W": 8, "D": 40},
     "qc_window": {"W": 16, "F": 2, "H": 6, "WD": 5, "OH": 3, "OW": 5, "SH": 2, "PT": 1, "PL": 1, "PB": 1, "PR": 1},
     "qc_matvec": {"PE": 2, "SIMD": 3, "SF": 4, "NF": 3},
+    "qc_multiply": {"A": 34, "B": 20},
     "qc_depthwise": {"LANES": 2, "F": 2},
     "qc_sum_pool": {"LANES": 2},
     "qc_global_sum": {"LANES": 2, "F": 2},
@@ -92,6 +93,7 @@ MODULES = {
     "qc_index": {"INNER": 2, "COUNT": 3, "IB": 2},
     "qc_words": {"W": 8, "D": 4, "IB": 2},
     "qc_scale": {"PE": 2, "D_M": 4, "D_S": 4, "IB": 2, "SB": 4},
+    "qc_shift_add": {"PE": 2, "COPIES": 2, "D_S": 4, "IB": 2, "SB": 4},
     "qc_finish": {"PE": 2, "TERMS": 2, "D_O": 4, "D_S": 4, "IB": 2, "SB": 4},
     "qc_fork": {"N": 3},
     "qc_widen": {"W": 4, "N": 3},
@@ -108,12 +110,16 @@ def test_yosys_elaborates_every_module_without_latches_or_conflicts(tmp_path: Pa
     assert declared == {*MODULES, "qc_sum"}
     for name in ("w", "b", "m", "s", "o", "t", "p"):
         (tmp_path / f"{name}.mem").write_text("01\n" * 4)
-    script = [f"read_verilog -defer {' '.join(library)}", "design -save library"]
+    tops = ""
     for module, parameters in MODULES.items():
-        chosen = " ".join(f"-chparam {k} {v}" for k, v in parameters.items())
+        chosen = ", ".join(f".{k}({v})" for k, v in parameters.items())
+        tops += f"module only_{module}; {module} #({chosen}) unit (); endmodule\n"
+    (tmp_path / "tops.v").write_text(tops)
+    script = [f"read_verilog -defer {' '.join(library)} tops.v", "design -save library"]
+    for module in MODULES:
         script += [
             "design -load library",
-            f"hierarchy -check -top {module} {chosen}",
+            f"hierarchy -check -top only_{module}",
             "proc",
             "opt_clean",
             "select -assert-none t:$dlatch %% t:$_DLATCH_*",

@@ -109,4 +109,4 @@ def test_more_images_follow_at_the_same_interval() -> None:
     timing = token.simulate(legalise(network()), 6)
     gaps = {b - a for a, b in pairwise(timing.cycles)}
     assert gaps == {timing.interval} == {31104}
-    assert timing.latency == 34127
+    assert timing.latency == 34139

@@ -5,21 +5,24 @@
 `endif
 `default_nettype none
 
-// y = a * b, signed, 2 enabled cycles later: wide operands are cut, every pair of pieces has a multiplier and a register,
-// and the products are added. All pieces but the highest are unsigned and one bit shorter.
+// y = a * b, signed, 3 enabled cycles later: wide operands are cut, every pair of pieces has a multiplier, and the
+// products are added. All pieces but the highest are unsigned and one bit shorter. Products are registered twice: in a
+// DSP48E1, or because the way back from a multiplier may be as long as the product takes. A highest piece of NARROW bits
+// or fewer is not worth a multiplier: its bits choose among copies of the other operand.
 module qc_multiply #(parameter A = 18, B = 18) (
     input wire clk, en, input wire [A-1:0] a, input wire [B-1:0] b, output reg [A+B-1:0] y);
-  function integer pieces(input integer width, input integer most);
-    pieces = width <= most ? 1 : (width + most - 3) / (most - 1);
-  endfunction
-  // the longer pieces are those of the operand that needs fewer products so
-  localparam SWAP = pieces(A, 18) * pieces(B, `QC_WIDE) < pieces(A, `QC_WIDE) * pieces(B, 18);
-  localparam MA = SWAP ? 18 : `QC_WIDE, MB = SWAP ? `QC_WIDE : 18;
-  localparam NA = pieces(A, MA), NB = pieces(B, MB), N = NA * NB;
+  // how many pieces of either kind an operand has; the longer ones go where that takes fewer products
+  localparam W = `QC_WIDE;
+  localparam A_W = A <= W ? 1 : (A + W - 3) / (W - 1), A_18 = A <= 18 ? 1 : (A + 15) / 17;
+  localparam B_W = B <= W ? 1 : (B + W - 3) / (W - 1), B_18 = B <= 18 ? 1 : (B + 15) / 17;
+  localparam SWAP = A_18 * B_W < A_W * B_18;
+  localparam MA = SWAP ? 18 : W, MB = SWAP ? W : 18;
+  localparam NARROW = 6;
+  localparam NA = SWAP ? A_18 : A_W, NB = SWAP ? B_W : B_18, N = NA * NB;
 
   wire [N*(A+B)-1:0] terms;
   wire [A+B-1:0]     sum;
-  genvar i, j;
+  genvar i, j, k;
   generate
     for (i = 0; i < NA; i = i + 1) begin : high
       localparam WA = i == NA - 1 ? A - i * (MA - 1) : MA;
@@ -31,9 +34,25 @@ module qc_multiply #(parameter A = 18, B = 18) (
         wire signed [WB-1:0] pb;
         if (j == NB - 1) assign pb = b[B-1 -: WB];
         else assign pb = {1'b0, b[j*(MB-1) +: MB-1]};
-        reg signed [WA+WB-1:0] product;
-        always @(posedge clk) if (en) product <= pa * pb;
-        wire signed [A+B-1:0] term = product;
+        reg signed [WA+WB-1:0] product, settled;
+        localparam A_FEW = i > 0 && i == NA - 1 && WA <= NARROW, B_FEW = j > 0 && j == NB - 1 && WB <= NARROW;
+        if (A_FEW || B_FEW) begin : narrow
+          localparam FEW = A_FEW ? WA : WB;
+          wire [FEW-1:0]          digits = A_FEW ? pa : pb;
+          wire signed [WA+WB-1:0] wide = A_FEW ? pb : pa;
+          wire [FEW*(WA+WB)-1:0]  copies;
+          wire signed [WA+WB-1:0] all;
+          for (k = 0; k < FEW; k = k + 1) begin : digit
+            // the highest bit of a signed number counts down
+            assign copies[k*(WA+WB) +: WA+WB] = !digits[k] ? {WA+WB{1'b0}} : k == FEW - 1 ? -(wide <<< k) : wide <<< k;
+          end
+          qc_sum #(.N(FEW), .IB(WA+WB), .OB(WA+WB)) add (.x(copies), .y(all));
+          always @(posedge clk) if (en) product <= all;
+        end else begin : block
+          always @(posedge clk) if (en) product <= pa * pb;
+        end
+        always @(posedge clk) if (en) settled <= product;
+        wire signed [A+B-1:0] term = settled;
         assign terms[(i*NB+j)*(A+B) +: A+B] = term << (i * (MA - 1) + j * (MB - 1));
       end
     end

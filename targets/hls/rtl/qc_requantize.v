@@ -44,7 +44,7 @@ module qc_words #(parameter W = 8, D = 1, IB = 1, CONSTANT = 0, FILE = "p.mem") 
   endgenerate
 endmodule
 
-// (x * m) >> shift in TB bits, 4 enabled cycles later; m is signed.
+// (x * m) >> shift in TB bits, 6 enabled cycles later; m is signed.
 module qc_scale #(parameter PE = 1, XB = 8, XS = 1, MB = 8, SB = 1, TB = 16, D_M = 1, D_S = 1, IB = 1, M = 0, S = 0,
                   MULTIPLIERS = "m.mem", SHIFTS = "s.mem") (
     input  wire             clk, en,
@@ -53,28 +53,39 @@ module qc_scale #(parameter PE = 1, XB = 8, XS = 1, MB = 8, SB = 1, TB = 16, D_M
     output reg  [PE*TB-1:0] t);
   localparam XW = XS ? XB : XB + 1, PB = XW + MB;
   localparam WIDE = PB > TB ? PB : TB;
-  reg  [PE*XB-1:0] x1;
-  wire [PE*MB-1:0] m;
+  reg  [PE*XB-1:0] x1, x2;
+  wire [PE*MB-1:0] m1, m2;
   wire [PE*SB-1:0] shift;
-  wire [IB-1:0]    i2;
-  qc_words #(.W(PE*MB), .D(D_M), .IB(IB), .CONSTANT(M), .FILE(MULTIPLIERS)) ms (.clk(clk), .en(en), .index(index), .q(m));
-  qc_delay #(.W(IB), .N(2)) later (.clk(clk), .en(en), .d(index), .q(i2));
-  qc_words #(.W(PE*SB), .D(D_S), .IB(IB), .CONSTANT(S), .FILE(SHIFTS)) ss (.clk(clk), .en(en), .index(i2), .q(shift));
-  always @(posedge clk) if (en) x1 <= x;
+  wire [IB-1:0]    i4;
+  qc_words #(.W(PE*MB), .D(D_M), .IB(IB), .CONSTANT(M), .FILE(MULTIPLIERS)) ms (.clk(clk), .en(en), .index(index), .q(m1));
+  qc_delay #(.W(IB), .N(4)) later (.clk(clk), .en(en), .d(index), .q(i4));
+  qc_words #(.W(PE*SB), .D(D_S), .IB(IB), .CONSTANT(S), .FILE(SHIFTS)) ss (.clk(clk), .en(en), .index(i4), .q(shift));
+  always @(posedge clk)
+    if (en) begin
+      x1 <= x;
+      x2 <= x1;
+    end
+  generate
+    if (D_M == 1) begin : same
+      assign m2 = m1;
+    end else begin : each
+      qc_delay #(.W(PE*MB), .N(1)) settled (.clk(clk), .en(en), .d(m1), .q(m2));
+    end
+  endgenerate
   genvar p;
   generate
     for (p = 0; p < PE; p = p + 1) begin : lane
-      wire signed [XB:0]   wide = {XS ? x1[p*XB+XB-1] : 1'b0, x1[p*XB +: XB]};
-      wire signed [PB-1:0] p3;
-      qc_multiply #(.A(XW), .B(MB)) multiply (.clk(clk), .en(en), .a(wide[XW-1:0]), .b(m[p*MB +: MB]), .y(p3));
-      wire signed [WIDE-1:0] product = p3;
+      wire signed [XB:0]   wide = {XS ? x2[p*XB+XB-1] : 1'b0, x2[p*XB +: XB]};
+      wire signed [PB-1:0] p5;
+      qc_multiply #(.A(XW), .B(MB)) multiply (.clk(clk), .en(en), .a(wide[XW-1:0]), .b(m2[p*MB +: MB]), .y(p5));
+      wire signed [WIDE-1:0] product = p5;
       wire signed [WIDE-1:0] moved = product >>> shift[p*SB +: SB];
       always @(posedge clk) if (en) t[p*TB +: TB] <= moved[TB-1:0];
     end
   endgenerate
 endmodule
 
-// clamp(((sum of terms + offset) >> shift) + ZERO): terms come 4 enabled cycles after `index` and `v`, the result 7.
+// clamp(((sum of terms + offset) >> shift) + ZERO): terms come 6 enabled cycles after `index` and `v`, the result 9.
 module qc_finish #(parameter PE = 1, TERMS = 1, TB = 16, SB = 1, OB = 8, ZERO = 0, LO = 0, HI = 127,
                    D_O = 1, D_S = 1, IB = 1, O = 0, S = 0, OFFSETS = "o.mem", SHIFTS = "s.mem") (
     input  wire                   clk, rst,
@@ -84,21 +95,22 @@ module qc_finish #(parameter PE = 1, TERMS = 1, TB = 16, SB = 1, OB = 8, ZERO = 
     input  wire [TERMS*PE*TB-1:0] t,
     output reg  [PE*OB-1:0]       m_d, output wire m_v, input wire m_r);
   localparam YB = (TB > OB ? TB : OB) + 2;
-  localparam signed [YB-1:0] Z = ZERO, LEAST = LO, MOST = HI;
-  reg [7:1] valid;
-  assign en = !valid[7] | m_r;
-  assign m_v = valid[7];
+  localparam signed [YB-1:0] LEAST = LO - ZERO, MOST = HI - ZERO;
+  localparam [OB-1:0] Z = ZERO, UNDER = LO, OVER = HI;
+  reg [9:1] valid;
+  assign en = !valid[9] | m_r;
+  assign m_v = valid[9];
   always @(posedge clk)
     if (rst) valid <= 0;
-    else if (en) valid <= {valid[6:1], v};
+    else if (en) valid <= {valid[8:1], v};
 
-  wire [IB-1:0]    i3, i4;
+  wire [IB-1:0]    i5, i6;
   wire [PE*TB-1:0] offset;
   wire [PE*SB-1:0] shift;
-  qc_delay #(.W(IB), .N(3)) later (.clk(clk), .en(en), .d(index), .q(i3));
-  qc_delay #(.W(IB), .N(1)) last (.clk(clk), .en(en), .d(i3), .q(i4));
-  qc_words #(.W(PE*TB), .D(D_O), .IB(IB), .CONSTANT(O), .FILE(OFFSETS)) os (.clk(clk), .en(en), .index(i3), .q(offset));
-  qc_words #(.W(PE*SB), .D(D_S), .IB(IB), .CONSTANT(S), .FILE(SHIFTS)) ss (.clk(clk), .en(en), .index(i4), .q(shift));
+  qc_delay #(.W(IB), .N(5)) later (.clk(clk), .en(en), .d(index), .q(i5));
+  qc_delay #(.W(IB), .N(1)) last (.clk(clk), .en(en), .d(i5), .q(i6));
+  qc_words #(.W(PE*TB), .D(D_O), .IB(IB), .CONSTANT(O), .FILE(OFFSETS)) os (.clk(clk), .en(en), .index(i5), .q(offset));
+  qc_words #(.W(PE*SB), .D(D_S), .IB(IB), .CONSTANT(S), .FILE(SHIFTS)) ss (.clk(clk), .en(en), .index(i6), .q(shift));
   genvar p, k;
   generate
     for (p = 0; p < PE; p = p + 1) begin : lane
@@ -108,15 +120,15 @@ module qc_finish #(parameter PE = 1, TERMS = 1, TB = 16, SB = 1, OB = 8, ZERO = 
       end
       assign all[TERMS*TB +: TB] = offset[p*TB +: TB];
       wire signed [TB-1:0] sum;
-      reg  signed [TB-1:0] s5, s6;
+      reg  signed [TB-1:0] s7, s8;
       qc_sum #(.N(TERMS + 1), .IB(TB), .OB(TB)) add (.x(all), .y(sum));
-      wire signed [YB-1:0] y = $signed({{(YB-TB){s6[TB-1]}}, s6}) + Z;
-      wire signed [YB-1:0] clamped = y < LEAST ? LEAST : y > MOST ? MOST : y;
+      wire signed [YB-1:0] y = s8;
+      wire [OB-1:0]        low = y[OB-1:0] + Z;
       always @(posedge clk)
         if (en) begin
-          s5 <= sum;
-          s6 <= s5 >>> shift[p*SB +: SB];
-          m_d[p*OB +: OB] <= clamped[OB-1:0];
+          s7 <= sum;
+          s8 <= s7 >>> shift[p*SB +: SB];
+          m_d[p*OB +: OB] <= y < LEAST ? UNDER : y > MOST ? OVER : low;
         end
     end
   endgenerate

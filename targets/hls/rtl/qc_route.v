@@ -73,17 +73,17 @@ module qc_concat #(parameter W = 8, N = 2, COUNTS = {32'd1, 32'd1}) (
   reg [31:0]   n;
   wire en = !m_v | m_r;
   wire issue = en & s_v[from];
-  wire last = n + 1 == WORDS[from*32 +: 32];
+  wire last = n == WORDS[from*32 +: 32];
   assign s_r = en ? {{(N-1){1'b0}}, 1'b1} << from : {N{1'b0}};
   always @(posedge clk) begin
     if (en) m_d <= s_d[from*W +: W];
     if (rst) begin
-      n <= 0;
+      n <= 1;
       from <= 0;
       m_v <= 0;
     end else if (en) begin
       m_v <= issue;
-      if (issue) n <= last ? 0 : n + 1'b1;
+      if (issue) n <= last ? 1 : n + 1'b1;
       if (issue & last) from <= from == N - 1 ? 0 : from + 1'b1;
     end
   end

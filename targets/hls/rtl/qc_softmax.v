@@ -30,21 +30,25 @@ module qc_softmax #(parameter C = 10, XB = 8, XS = 1, OB = 8, LINE = 0, SLOPE = 
   wire signed [XB:0] under = top - wide1;
 
   // one multiplier makes all the products of the iteration
-  reg signed [33:0] ma, mb, r;
-  reg signed [67:0] mp;
-  reg [5:0]         high;
+  reg signed [33:0]  ma, mb, r;
+  wire signed [67:0] mp;
+  reg [5:0]          high;
+  qc_multiply #(.A(34), .B(34)) step (.clk(clk), .en(1'b1), .a(ma), .b(mb), .y(mp));
   wire signed [33:0] norm = {2'b00, sum};
   wire signed [33:0] by31 = mp >>> 31, by30 = mp >>> 30;
 
   reg [31:0] e1;
-  reg signed [67:0] p2, y3;
-  reg [4:1]  v;
-  wire [5:0] shift = 6'd31 + high - OUT;
-  wire       en = !v[4] | m_r;
+  wire signed [66:0] p4;
+  reg signed [66:0]  half, p5, y6;
+  reg [7:1]  v;
+  reg [5:0]  shift;
+  wire       en = !v[7] | m_r;
   wire       issue = en && state == WRITE;
-  localparam signed [67:0] LEAST = -(68'sd1 <<< (OB - 1)), MOST = (68'sd1 <<< (OB - 1)) - 1;
-  wire signed [67:0] y = y3 + LEAST;
-  assign m_v = v[4];
+  // a quotient is a code less the lowest one; it is never negative
+  localparam signed [66:0] MOST = (67'sd1 <<< OB) - 1;
+  localparam [OB-1:0]      LEAST = 1 << (OB - 1);
+  assign m_v = v[7];
+  qc_multiply #(.A(33), .B(34)) quotient (.clk(clk), .en(en), .a({1'b0, e1}), .b(r), .y(p4));
 
   always @(posedge clk) begin
     if (s_v & s_r) codes[n] <= s_d;
@@ -52,18 +56,19 @@ module qc_softmax #(parameter C = 10, XB = 8, XS = 1, OB = 8, LINE = 0, SLOPE = 
     below2 <= under[XB-1:0];
     e3 <= table_[below2];
     if (a[3]) exps[w] <= e3;
-    mp <= ma * mb;
     if (en) begin
       e1 <= exps[n];
-      p2 <= $signed({1'b0, e1}) * r;
-      y3 <= (p2 + (68'sd1 <<< (shift - 6'd1))) >>> shift;
-      m_d <= y > MOST ? MOST[OB-1:0] : y[OB-1:0];
+      p5 <= p4 + half;
+      y6 <= p5 >>> shift;
+      m_d <= (y6 > MOST ? MOST[OB-1:0] : y6[OB-1:0]) + LEAST;
     end
+    shift <= 6'd31 + high - OUT;
+    half <= 67'sd1 <<< (shift - 6'd1);
     if (rst) begin
       state <= LOAD; n <= 0; w <= 0; k <= 0; a <= 0; v <= 0;
     end else begin
       a <= {a[2:1], state == ADD && k == 0};
-      if (en) v <= {v[3:1], issue};
+      if (en) v <= {v[6:1], issue};
       if (a[3]) begin
         w <= w == C - 1 ? 0 : w + 1'b1;
         sum <= sum + e3;
@@ -80,10 +85,12 @@ module qc_softmax #(parameter C = 10, XB = 8, XS = 1, OB = 8, LINE = 0, SLOPE = 
           if (k == 0) begin
             n <= last ? 0 : n + 1'b1;
             if (last) k <= 1;
-          end else begin
-            k <= k == 4 ? 0 : k + 1'b1;
+          end else if (k != 4) k <= k + 1'b1;
+          else if (v[5:1] == 0) begin
+            // no quotient of the row before needs its shift any more
+            k <= 0;
             high <= 30;
-            if (k == 4) state <= LEVEL;
+            state <= LEVEL;
           end
         LEVEL: begin
           // the sum's highest bit moves to bit 30
@@ -95,15 +102,14 @@ module qc_softmax #(parameter C = 10, XB = 8, XS = 1, OB = 8, LINE = 0, SLOPE = 
           if (k == 30) state <= INVERT;
         end
         INVERT: begin
-          // products take a cycle each to be set, made and used: the line, then error and step three times
-          k <= k == 20 ? 0 : k + 1'b1;
-          if (k == 20) state <= WRITE;
+          // a product can be used 4 cycles after its operands are set: the line, then error and step three times
+          k <= k == 31 ? 0 : k + 1'b1;
+          if (k == 31) state <= WRITE;
           if (k == 0) begin ma <= norm; mb <= SLOPE; end
-          else if (k == 2) r <= LINE - by31;
-          else if (k == 3 || k == 9 || k == 15) begin ma <= norm; mb <= r; end
-          else if (k == 5 || k == 11 || k == 17) mb <= 34'sh080000000 - by30;
-          else if (k == 6 || k == 12 || k == 18) ma <= r;
-          else if (k == 8 || k == 14 || k == 20) r <= r + by31;
+          else if (k == 4) r <= LINE - by31;
+          else if (k == 5 || k == 14 || k == 23) begin ma <= norm; mb <= r; end
+          else if (k == 9 || k == 18 || k == 27) begin ma <= r; mb <= 34'sh080000000 - by30; end
+          else if (k == 13 || k == 22 || k == 31) r <= r + by31;
         end
         default:
           if (issue) begin

@@ -1,7 +1,7 @@
 // Units that reduce each channel's TAPS words to one, LANES channels at once; a pixel has F groups of channels.
 `default_nettype none
 
-// Taps times weights, plus bias: a result comes 4 enabled cycles after its last word.
+// Taps times weights, plus bias: a result comes 6 enabled cycles after its last word, as with qc_matvec's registers.
 module qc_depthwise #(parameter LANES = 1, TAPS = 9, F = 1, XB = 8, XS = 1, WB = 8, AB = 24,
                       WEIGHTS = "w.mem", BIAS = "b.mem") (
     input  wire                clk, rst, en,
@@ -19,19 +19,21 @@ module qc_depthwise #(parameter LANES = 1, TAPS = 9, F = 1, XB = 8, XS = 1, WB =
 
   reg [A-1:0]  wa;
   reg [TB-1:0] tap;
-  reg [NB-1:0] nf, n1, n2;
+  reg [NB-1:0] nf;
+  wire [NB-1:0] n4;
   wire last = tap == TAPS - 1;
   wire issue = en & s_v & (!last | k_v);
   assign s_r = en & (!last | k_v);
   assign k_r = issue & last;
 
-  reg [3:1] v, f;
-  reg [4:1] l;
-  reg [LANES*WB-1:0] w1, w2;
-  reg [LANES*XB-1:0] x1, x2;
-  reg [LANES*PB-1:0] product;
-  reg [LANES*AB-1:0] b3;
-  assign o_v = l[4];
+  reg [5:1] v, f;
+  reg [6:1] l;
+  reg [LANES*WB-1:0] w1, w2, w3;
+  reg [LANES*XB-1:0] x1, x2, x3;
+  reg [LANES*PB-1:0] product, settled;
+  reg [LANES*AB-1:0] b5;
+  assign o_v = l[6];
+  qc_delay #(.W(NB), .N(4)) later (.clk(clk), .en(en), .d(nf), .q(n4));
 
   always @(posedge clk) begin
     if (en) begin
@@ -39,15 +41,17 @@ module qc_depthwise #(parameter LANES = 1, TAPS = 9, F = 1, XB = 8, XS = 1, WB =
       x1 <= s_d;
       w2 <= w1;
       x2 <= x1;
-      n1 <= nf; n2 <= n1;
-      b3 <= bias[n2];
+      w3 <= w2;
+      x3 <= x2;
+      settled <= product;
+      b5 <= bias[n4];
     end
     if (rst) begin
       nf <= 0; tap <= 0; wa <= 0; v <= 0; l <= 0; f <= 0;
     end else if (en) begin
-      v <= {v[2:1], issue};
-      f <= {f[2:1], tap == 0};
-      l <= {l[3:1], issue & last};
+      v <= {v[4:1], issue};
+      f <= {f[4:1], tap == 0};
+      l <= {l[5:1], issue & last};
       if (issue) begin
         wa <= wa == D - 1 ? 0 : wa + 1'b1;
         tap <= last ? 0 : tap + 1'b1;
@@ -59,14 +63,14 @@ module qc_depthwise #(parameter LANES = 1, TAPS = 9, F = 1, XB = 8, XS = 1, WB =
   genvar p;
   generate
     for (p = 0; p < LANES; p = p + 1) begin : lane
-      wire signed [XB:0]   wide = {XS ? x2[p*XB+XB-1] : 1'b0, x2[p*XB +: XB]};
+      wire signed [XB:0]   wide = {XS ? x3[p*XB+XB-1] : 1'b0, x3[p*XB +: XB]};
       wire signed [XW-1:0] x = wide[XW-1:0];
-      wire signed [WB-1:0] w = w2[p*WB +: WB];
-      wire signed [AB-1:0] begun = f[3] ? b3[p*AB +: AB] : o_d[p*AB +: AB];
+      wire signed [WB-1:0] w = w3[p*WB +: WB];
+      wire signed [AB-1:0] begun = f[5] ? b5[p*AB +: AB] : o_d[p*AB +: AB];
       always @(posedge clk)
         if (en) begin
           product[p*PB +: PB] <= x * w;
-          if (v[3]) o_d[p*AB +: AB] <= begun + $signed(product[p*PB +: PB]);
+          if (v[5]) o_d[p*AB +: AB] <= begun + $signed(settled[p*PB +: PB]);
         end
     end
   endgenerate

@@ -36,15 +36,21 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
   endfunction
 
   // for each output row: words to drop after it, and where the next row's first tap is, from there and in the ring
-  reg [A-1:0] drop [0:OH-1];
-  reg [A-1:0] jump [0:OH-1];
-  reg signed [R-1:0] next [0:OH-1];
+  function integer drop(input integer oy);
+    drop = ((oy == OH - 1 ? H : first(oy + 1)) - first(oy)) * ROW;
+  endfunction
+  function integer next(input integer oy);
+    next = start(oy == OH - 1 ? 0 : oy + 1);
+  endfunction
+  reg [A-1:0] drops [0:OH-1];
+  reg [A-1:0] jumps [0:OH-1];
+  reg signed [R-1:0] nexts [0:OH-1];
   integer i;
   initial
     for (i = 0; i < OH; i = i + 1) begin
-      drop[i] = ((i == OH - 1 ? H : first(i + 1)) - first(i)) * ROW;
-      next[i] = start(i == OH - 1 ? 0 : i + 1);
-      jump[i] = wrap(((i == OH - 1 ? H : first(i + 1)) - first(i)) * ROW + start(i == OH - 1 ? 0 : i + 1));
+      drops[i] = drop(i);
+      nexts[i] = next(i);
+      jumps[i] = wrap(drop(i) + next(i));
     end
 
   reg [W-1:0] mem [0:N-1];
@@ -63,7 +69,10 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
   wire row_end = last_f & last_x & last_y & last_ox;
   wire present = x >= 0 && x < WD && y >= 0 && y < H;
   wire signed [R-1:0] have = $signed({{(R-A){1'b0}}, held});
-  wire [A-1:0] dropped = drop[oy];
+  // what the tables say of this row, looked up while the row before it was read
+  reg [A-1:0] dropped, jump;
+  reg signed [R-1:0] after;
+  wire [COY-1:0] oy1 = last_oy ? 0 : oy + 1'b1;
 
   reg         v1, v2, p1;
   reg [W-1:0] q1, q2;
@@ -82,8 +91,11 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
                                                       : (!last_f ? wrap(D_F) : !last_x ? wrap(D_X) : wrap(D_Y));
   wire signed [R-1:0] move = o_done ? D_O : BY_CHANNEL ? (!last_x ? D_X : !last_y ? D_Y : D_F)
                                                        : (!last_f ? D_F : !last_x ? D_X : D_Y);
-  wire [A:0] ra_sum = row_end ? base + jump[oy] : ra + step;
-  wire [A:0] base_sum = base + dropped;
+  // positions in the ring wrap: either sum is right, and the second is so where it is not negative
+  localparam [A+1:0] RING = N;
+  wire [A:0] from = row_end ? base : ra, by = row_end ? jump : step;
+  wire [A:0] ra_sum = from + by, base_sum = base + dropped, held_sum = held + wt;
+  wire [A+1:0] ra_less = from + by - RING, base_less = base + dropped - RING;
 
   always @(posedge clk) begin
     if (wt) mem[wa] <= s_d;
@@ -96,6 +108,7 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
       v1 <= 0; v2 <= 0; held <= 0; wa <= 0; base <= 0;
       ra <= wrap(start(0));
       at <= start(0);
+      dropped <= drop(0); jump <= wrap(drop(0) + next(0)); after <= next(0);
       f <= 0; kx <= 0; ky <= 0; ox <= 0; oy <= 0;
       x <= -PL; xs <= -PL; y <= -PT; ys <= -PT;
     end else begin
@@ -104,11 +117,16 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
         v2 <= v1;
       end
       if (wt) wa <= wa == N - 1 ? 0 : wa + 1'b1;
-      held <= held + wt - (go & row_end ? dropped : {A{1'b0}});
+      held <= go & row_end ? held_sum - dropped : held_sum;
       if (go) begin
-        ra <= ra_sum >= N ? ra_sum - N : ra_sum;
-        at <= row_end ? next[oy] : at + move;
-        if (row_end) base <= base_sum >= N ? base_sum - N : base_sum;
+        ra <= ra_less[A+1] ? ra_sum : ra_less;
+        at <= row_end ? after : at + move;
+        if (row_end) begin
+          base <= base_less[A+1] ? base_sum : base_less;
+          dropped <= drops[oy1];
+          jump <= jumps[oy1];
+          after <= nexts[oy1];
+        end
         if (f_done) f <= last_f ? 0 : f + 1'b1;
         if (x_done) kx <= last_x ? 0 : kx + 1'b1;
         if (y_done) ky <= last_y ? 0 : ky + 1'b1;
@@ -118,7 +136,7 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
           x  <= last_ox ? -PL : xs + SW;
         end else if (x_done) x <= last_x ? xs : x + DW;
         if (row_end) begin
-          oy <= last_oy ? 0 : oy + 1'b1;
+          oy <= oy1;
           ys <= last_oy ? -PT : ys + SH;
           y  <= last_oy ? -PT : ys + SH;
         end else if (y_done) y <= last_y ? ys : y + DH;

@@ -25,7 +25,7 @@ from qcompile.target import (
 )
 
 from ..c import build
-from . import axi, cplusplus, folding, units, verilog
+from . import axi, cplusplus, devices, folding, units, verilog
 from .cplusplus_sim import GET_CXX, CSim
 from .legalise import legalise
 from .pipeline import Pipeline, Port
@@ -73,7 +73,7 @@ class Hls:
         images = {p.name: _stacked(p, vectors) for p in made.inputs}
         rtl = verilog.emit(made, top, images)
         folders = {
-            "hls": cplusplus.emit(made, top, vectors),
+            "hls": cplusplus.emit(made, top, vectors, *_project(solved, placement.fabric)),
             "rtl": rtl,
             "axi": axi.emit(graph, made, top, rtl),
         }
@@ -144,6 +144,14 @@ def _stacked(port: Port, vectors: Sequence[Codes]) -> Array:
     """The rows of all vectors, none where there are none."""
     none = np.zeros((0, *port.shape), port.dtype.numpy)
     return np.concatenate([none, *(codes[port.name] for codes in vectors)])
+
+
+def _project(solved: folding.Solved, fabric: Fabric | None) -> tuple[str, float]:
+    """What Vitis is told: the ordering code of a part that it knows, and nanoseconds of a cycle."""
+    device = solved.device
+    named = None if fabric is None else fabric.part
+    known = device.family == "xc7"
+    return devices.ordered(named, device) if known else cplusplus.PART, 1000 / solved.clock_mhz
 
 
 def _folded(folder: Path, graph: Graph) -> Pipeline:

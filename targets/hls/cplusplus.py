@@ -19,14 +19,21 @@ _COPIED = {
     "shim/ap_int.h": "shim/ap_int.h",
     "shim/hls_stream.h": "shim/hls_stream.h",
 }
-PART, CLOCK_NS = "xc7z020clg400-1", 10
-"""What project.tcl says until its user changes it."""
+PART, CLOCK_NS = "xc7z020clg400-1", 10.0
+"""What project.tcl says where nothing else is known."""
 
 
-def emit(pipeline: Pipeline, name: str, vectors: Sequence[Mapping[str, Array]]) -> dict[str, bytes]:
+def emit(
+    pipeline: Pipeline,
+    name: str,
+    vectors: Sequence[Mapping[str, Array]],
+    part: str = PART,
+    clock_ns: float = CLOCK_NS,
+) -> dict[str, bytes]:
     """The files of the folder hls/, whose test bench compares with what the pipeline gives for `vectors`.
 
     `name` is an identifier: the top function, its files and its namespace. Every vector holds any number of rows.
+    `part` and `clock_ns` are for project.tcl.
     """
     inputs = [p.stream for p in pipeline.inputs]
     outputs = [p.stream for p in pipeline.outputs]
@@ -64,8 +71,8 @@ def emit(pipeline: Pipeline, name: str, vectors: Sequence[Mapping[str, Array]]) 
             for op, made in zip(pipeline.ops, layers, strict=True)
         ],
         "arguments": ", ".join(arguments.values()),
-        "part": PART,
-        "clock": CLOCK_NS,
+        "part": part,
+        "clock": f"{clock_ns:g}",
     }
     texts = {
         f"firmware/{name}.cpp": "top.cpp.j2",

@@ -20,7 +20,7 @@ from .multipliers import Family
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A part: its DSP blocks, 18-kbit block RAMs, LUTs and flip-flops."""
+    """A part: its DSP blocks, 18-kbit block RAMs, LUTs, flip-flops, and the end of an ordering code for it."""
 
     name: str
     family: Family
@@ -28,6 +28,7 @@ class Device:
     bram18: int
     lut: int
     ff: int
+    package: str
 
     @property
     def available(self) -> Mapping[str, int]:
@@ -38,26 +39,26 @@ class Device:
 DEVICES: Mapping[str, Device] = {
     d.name: d
     for d in (
-        Device("xc7z007s", "xc7", 66, 100, 14_400, 28_800),
-        Device("xc7z010", "xc7", 80, 120, 17_600, 35_200),
-        Device("xc7z020", "xc7", 220, 280, 53_200, 106_400),
-        Device("xc7z030", "xc7", 400, 530, 78_600, 157_200),
-        Device("xc7z045", "xc7", 900, 1090, 218_600, 437_200),
-        Device("xc7a35t", "xc7", 90, 100, 20_800, 41_600),
-        Device("xc7a50t", "xc7", 120, 150, 32_600, 65_200),
-        Device("xc7a75t", "xc7", 180, 210, 47_200, 94_400),
-        Device("xc7a100t", "xc7", 240, 270, 63_400, 126_800),
-        Device("xc7a200t", "xc7", 740, 730, 134_600, 269_200),
-        Device("xc7k70t", "xc7", 240, 270, 41_000, 82_000),
-        Device("xc7k160t", "xc7", 600, 650, 101_400, 202_800),
-        Device("xc7k325t", "xc7", 840, 890, 203_800, 407_600),
-        Device("lfe5u-12f", "ecp5", 28, 32, 12_000, 12_000),
-        Device("lfe5u-25f", "ecp5", 28, 56, 24_000, 24_000),
-        Device("lfe5u-45f", "ecp5", 72, 108, 44_000, 44_000),
-        Device("lfe5u-85f", "ecp5", 156, 208, 84_000, 84_000),
-        Device("lfe5um-25f", "ecp5", 28, 56, 24_000, 24_000),
-        Device("lfe5um-45f", "ecp5", 72, 108, 44_000, 44_000),
-        Device("lfe5um-85f", "ecp5", 156, 208, 84_000, 84_000),
+        Device("xc7z007s", "xc7", 66, 100, 14_400, 28_800, "clg400-1"),
+        Device("xc7z010", "xc7", 80, 120, 17_600, 35_200, "clg400-1"),
+        Device("xc7z020", "xc7", 220, 280, 53_200, 106_400, "clg400-1"),
+        Device("xc7z030", "xc7", 400, 530, 78_600, 157_200, "fbg484-1"),
+        Device("xc7z045", "xc7", 900, 1090, 218_600, 437_200, "ffg900-2"),
+        Device("xc7a35t", "xc7", 90, 100, 20_800, 41_600, "csg324-1"),
+        Device("xc7a50t", "xc7", 120, 150, 32_600, 65_200, "csg324-1"),
+        Device("xc7a75t", "xc7", 180, 210, 47_200, 94_400, "csg324-1"),
+        Device("xc7a100t", "xc7", 240, 270, 63_400, 126_800, "csg324-1"),
+        Device("xc7a200t", "xc7", 740, 730, 134_600, 269_200, "sbg484-1"),
+        Device("xc7k70t", "xc7", 240, 270, 41_000, 82_000, "fbg484-1"),
+        Device("xc7k160t", "xc7", 600, 650, 101_400, 202_800, "fbg484-1"),
+        Device("xc7k325t", "xc7", 840, 890, 203_800, 407_600, "ffg900-2"),
+        Device("lfe5u-12f", "ecp5", 28, 32, 12_000, 12_000, "-6bg381c"),
+        Device("lfe5u-25f", "ecp5", 28, 56, 24_000, 24_000, "-6bg381c"),
+        Device("lfe5u-45f", "ecp5", 72, 108, 44_000, 44_000, "-6bg381c"),
+        Device("lfe5u-85f", "ecp5", 156, 208, 84_000, 84_000, "-6bg381c"),
+        Device("lfe5um-25f", "ecp5", 28, 56, 24_000, 24_000, "-6bg381c"),
+        Device("lfe5um-45f", "ecp5", 72, 108, 44_000, 44_000, "-6bg381c"),
+        Device("lfe5um-85f", "ecp5", 156, 208, 84_000, 84_000, "-6bg381c"),
     )
 }
 """Every part by name."""
@@ -72,6 +73,12 @@ _ORDERED = {
     ),
     "ecp5": re.compile(r"(?:-[5-9](?:[a-z]{2}\d{3}[cia]?)?)?"),
 }
+
+
+def ordered(text: str | None, device: Device) -> str:
+    """The ordering code: as it was given, or with a common package where only the part's name was."""
+    given = "" if text is None else text.strip().lower()
+    return given if len(given) > len(device.name) else device.name + device.package
 
 
 def find(text: str) -> Device:

@@ -108,7 +108,7 @@ def _cut(
     made = 0
     for i, wa in enumerate(high):
         for j, wb in enumerate(low):
-            if 0 < i == len(high) - 1 and wa <= NARROW or 0 < j == len(low) - 1 and wb <= NARROW:
+            if (i > 0 and wa <= NARROW) or (j > 0 and wb <= NARROW):
                 continue
             rest = used - i * (most_a - 1) - j * (most_b - 1)
             # neither has a sign then: a bit is a choice, no multiplication

@@ -73,12 +73,17 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What a layer reads in one of its slots from another's output; `stream` has one lane."""
+    """What a layer reads in one of its slots from another's output; `stream` has one lane.
+
+    With `port_slot` it is a port of the graph that two read: it has the lanes of what `source`, its first reader, reads
+    in that slot.
+    """
 
     source: str
     sink: str
     slot: int
     stream: Stream
+    port_slot: int | None = None
 
 
 @dataclass
@@ -96,24 +101,30 @@ class Rates:
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
-        """Every stream from a layer to another; what comes from a port has the lanes its reader wants."""
+        """Every stream from a layer to another; a port has the lanes that its first reader wants."""
         writers: dict[str, str] = {}
+        ports: dict[str, list[str]] = {}
+        first: dict[str, tuple[str, int]] = {}
         found = []
         for op in self.plain.ops:
-            slot = 0
-            for s in op.inputs:
+            if isinstance(op, units.Fork):
+                root = op.inputs[0].name
+                for s in op.outputs:
+                    if root in writers:
+                        writers[s.name] = writers[root]
+                    else:
+                        ports[s.name] = [a.name for a in op.outputs]
+                continue
+            for slot, s in enumerate(op.inputs):
                 source = writers.get(s.name)
-                if isinstance(op, units.Fork):
-                    continue
+                if s.name in ports:
+                    reader, at = first.setdefault(ports[s.name][0], (op.layer, slot))
+                    if s.name != ports[s.name][0]:
+                        found.append(Edge(reader, op.layer, slot, s, at))
                 # a window's taps come from the layer itself
-                if source is not None and source != op.layer:
+                elif source is not None and source != op.layer:
                     found.append(Edge(source, op.layer, slot, s))
-                slot += 1
-            for s in op.outputs:
-                if not isinstance(op, units.Fork):
-                    writers[s.name] = op.layer
-                elif op.inputs[0].name in writers:
-                    writers[s.name] = writers[op.inputs[0].name]
+            writers |= {s.name: op.layer for s in op.outputs}
         return tuple(found)
 
     @cached_property
@@ -130,8 +141,8 @@ class Rates:
             folding = {n: f[i] for n, f in folds.items() if i < len(f)}
             made = legalise(self.graph, folding)
             layers: dict[str, list[Op]] = {}
-            for op in _inside(made):
-                layers.setdefault(op.layer, []).append(op)
+            for layer, op in _inside(made):
+                layers.setdefault(layer, []).append(op)
             for layer, ops in layers.items():
                 if layer in folding or (i == 0 and layer not in folds):
                     found.setdefault(layer, []).append(
@@ -145,24 +156,27 @@ class Rates:
         made = [s for op in ops for s in op.outputs]
         shallow = [replace(s, depth=units.DEPTH) for s in made if s.name in fifos]
         taken = sum((fifo_cost(s, family) for s in shallow), taken)
-        own = {s.name for s in made}
-        reads = tuple(s.lanes for op in ops for s in op.inputs if s.name not in own)
-        return Choice(fold, max(map(work, ops)), reads, ops[-1].output.lanes, taken)
+        computing = [op for op in ops if not isinstance(op, units.Fork)]
+        own = {s.name for op in computing for s in op.outputs}
+        reads = tuple(s.lanes for op in computing for s in op.inputs if s.name not in own)
+        return Choice(fold, max(map(work, ops)), reads, computing[-1].output.lanes, taken)
 
     def joint(self, edge: Edge, source: Choice, sink: Choice) -> tuple[Cost, int]:
         """What converters between two layers take, and the cycles of the slower one."""
-        lanes, wanted = source.lanes, sink.reads[edge.slot]
+        lanes = source.lanes if edge.port_slot is None else source.reads[edge.port_slot]
+        wanted, words = sink.reads[edge.slot], edge.stream.words
         key = (edge.stream.name, edge.stream.channels, lanes, wanted)
         if key not in self._joined:
             taken, family = Cost(), self.device.family
             common = math.gcd(lanes, edge.stream.channels, wanted)
-            wide = edge.stream.words
+            # reader and writer may see the elements in different geometries
+            flat = replace(edge.stream, height=1, width=1, channels=words, depth=units.DEPTH)
             for a, b in ((lanes, common), (common, wanted)):
                 if a != b:
-                    ends = [replace(edge.stream, lanes=n, depth=units.DEPTH) for n in (a, b)]
+                    ends = [replace(flat, lanes=n) for n in (a, b)]
                     unit = units.Width("width", edge.sink, (ends[0],), (ends[1],))
                     taken += cost(unit, family) + fifo_cost(ends[1], family)
-            self._joined[key] = taken, 0 if common == min(lanes, wanted) else wide // common
+            self._joined[key] = taken, 0 if common == min(lanes, wanted) else words // common
         return self._joined[key]
 
     def total(self, chosen: Mapping[str, Choice]) -> Cost:
@@ -201,8 +215,8 @@ class Rates:
     def _cheapest(self, interval: int, prices: list[float]) -> Mapping[str, Choice] | None:
         around: dict[str, list[Edge]] = {layer: [] for layer in self.choices}
         for e in self.edges:
-            around[e.source].append(e)
-            around[e.sink].append(e)
+            for layer in {e.source, e.sink}:
+                around[layer].append(e)
 
         def price(c: Cost) -> float:
             return c.dsp * prices[0] + c.bram18 * prices[1] + c.lut * prices[2]
@@ -259,12 +273,15 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _inside(made: Pipeline) -> Iterator[Op]:
-    """The units of layers, with their forks and without the converters between layers."""
+def _inside(made: Pipeline) -> Iterator[tuple[str, Op]]:
+    """The units of each layer, with its forks and those of ports it reads first; no converters between layers."""
     windows: set[str] = set()
+    ports = {p.stream.name for p in made.inputs}
+    readers = {s.name: op.layer for op in reversed(made.ops) for s in op.inputs}
     for op in made.ops:
         if isinstance(op, units.Window):
             windows.add(op.output.name)
-        converts = isinstance(op, units.Width) and op.inputs[0].name not in windows
-        if not converts:
-            yield op
+        if isinstance(op, units.Fork) and op.inputs[0].name in ports:
+            yield readers[op.output.name], op
+        elif not isinstance(op, units.Width) or op.inputs[0].name in windows:
+            yield op.layer, op

@@ -220,6 +220,8 @@ def _requantize(op: Op, r: Requantize, family: Family) -> dict[str, float]:
     widest = max((t.product_bits for t in multiplied), default=0)
     shifters = sum(_spread(a.shift) * min(a.product_bits, r.t_bits) for a in r.accs)
     copied = [(c, t.product_bits) for t in terms for c in t.copies]
+    # a constant's zero low bits are not added
+    fixed = len(r.offset) == 1
     return {
         "requantize": 1,
         "requantize.index": _bits(words) if r.entries > 1 else 0,
@@ -227,11 +229,17 @@ def _requantize(op: Op, r: Requantize, family: Family) -> dict[str, float]:
         "requantize.soft": max(0, products - taken) * widest * 8,
         "requantize.copies": lanes * sum(bits for c, bits in copied if c.sign != (1,)),
         "requantize.places": lanes * sum(_spread(c.position) * bits for c, bits in copied),
-        "requantize.sum": lanes * r.t_bits * len(terms),
+        "requantize.sum": lanes * r.t_bits * (len(terms) - 1 if fixed else len(terms)),
+        "requantize.offset": lanes * (r.t_bits - _zeros(r.offset[0])) if fixed else 0,
         "requantize.shift": lanes * (shifters + _spread(r.shift) * (r.t_bits - min(r.shift))),
         "requantize.clamp": lanes * (y.bits + max(0, r.t_bits - min(r.shift) - y.bits) / 2),
         "requantize.late": sum(s.word_bits for s in op.inputs[1:]) if len(terms) > 1 else 0,
     }
+
+
+def _zeros(n: int) -> int:
+    """How many low bits are zeros."""
+    return (n & -n).bit_length() - 1 if n else 0
 
 
 def _spread(shift: Row) -> int:

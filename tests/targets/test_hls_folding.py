@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -19,10 +20,12 @@ from qcompile.targets.hls.legalise import legalise
 from qcompile.targets.hls.pipeline import Pipeline
 from qcompile.targets.hls.rates import Limits, Rates
 from tests.targets.test_families import network
-from tests.targets.test_pipeline import KINDS, SPATIAL, Net, divisors, residual
+from tests.targets.test_pipeline import KINDS, SPATIAL, Net, divisors, foldings, residual
 
 PART = devices.DEFAULT
 ALL = Limits(PART.dsp, PART.bram18, PART.lut)
+
+RATES = {graph: Rates(graph(), PART) for graph in (network, residual)}
 
 
 def bound(made: Pipeline) -> int:
@@ -74,12 +77,32 @@ def test_no_single_layer_of_a_random_network_could_be_cheaper(
     check_rates(net.graph, wanted)
 
 
-@given(
-    dsp=st.integers(8, 60), bram=st.integers(4, 40), lut=st.integers(2500, 9000)
-)  # fmt: skip
+@pytest.mark.parametrize("graph", [network, residual])
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_layers_and_what_joins_them_are_the_whole_pipeline(
+    graph: Callable[[], Graph], data: st.DataObject
+) -> None:
+    made = legalise(graph())
+    wanted = {**made.folding, **data.draw(foldings(made))}
+    rates = RATES[graph]
+    chosen = {
+        layer: next(c for c in found if c.fold == wanted.get(layer, (1, 1)))
+        for layer, found in rates.choices.items()
+    }
+    built = legalise(graph(), wanted)
+    taken = resources.total(built.with_depths(dict.fromkeys(built.fifos, units.DEPTH)), PART.family)
+    said = rates.total(chosen)
+    assert (said.dsp, said.bram18) == (taken.dsp, taken.bram18)
+    assert said.lut == pytest.approx(taken.lut)
+    joints = [rates.joint(e, chosen[e.source], chosen[e.sink])[1] for e in rates.edges]
+    assert max([c.work for c in chosen.values()] + joints) == bound(built)
+
+
+@given(dsp=st.integers(8, 60), bram=st.integers(4, 40), lut=st.integers(2500, 9000))
 @settings(max_examples=12, deadline=None)
 def test_limits_are_kept_and_more_of_them_is_never_slower(dsp: int, bram: int, lut: int) -> None:
-    rates = Rates(network(), PART)
+    rates = RATES[network]
     found = rates.fastest(Limits(dsp, bram, lut))
     assert found is not None
     interval, chosen = found
@@ -166,6 +189,19 @@ def test_fifos_are_as_deep_as_the_interval_needs(fold: tuple[int, int]) -> None:
             assert less.stuck or less.interval > timing.interval, name
 
 
+@pytest.mark.parametrize("interval", [31104, 5000, 2000, 1300])
+def test_fifos_of_a_network_keep_the_interval_of_endless_ones(interval: int) -> None:
+    rates = RATES[network]
+    chosen = rates.choose(interval, ALL)
+    assert chosen is not None
+    made = legalise(network(), rates.folding(chosen))
+    endless = token.simulate(made.with_depths({n: 1 << 12 for n in made.fifos}), 3)
+    shallow = token.simulate(made.with_depths(dict.fromkeys(made.fifos, units.DEPTH)), 3)
+    fitted, timing = depths.fit(made)
+    assert bound(made) <= timing.interval == endless.interval <= shallow.interval
+    assert timing.cycles == token.simulate(fitted, 3).cycles
+
+
 @pytest.mark.parametrize("fold", [(1, 1), (2, 4)])
 def test_an_arm_holds_what_the_other_needs(fold: tuple[int, int]) -> None:
     made = legalise(residual(), {"conv": fold})
@@ -248,7 +284,7 @@ HOSTILE = {
     "no object": "[]",
     "deep": "[" * 100_000,
     "long": " " * (5 << 20),
-    "twice": '{"version": 1, "version": 1}',
+    "twice": json.dumps(GOOD)[:-1] + ', "part": "xc7z010"}',
     "a long number": json.dumps(GOOD).replace("100", "1" * 5000),
     "no number": json.dumps(GOOD).replace("100", "NaN"),
     "endless": json.dumps(GOOD).replace("100", "1e999"),

@@ -96,8 +96,8 @@ def mapped(found: Sequence[Memory], family: Family, folder: Path) -> list[tuple[
 
 # on both sides of what becomes a block RAM, and shapes of all widths
 SHAPES = (
-    (8, 1024, True), (8, 64, True), (36, 64, True), (36, 80, True), (18, 700, True), (40, 911, True), (17, 30, True),
-    (16, 500, False), (16, 530, False), (72, 220, False), (20, 501, False), (12, 60, False),
+    (8, 1024, True), (8, 64, True), (36, 64, True), (36, 80, True), (18, 700, True), (40, 911, True), (10, 1100, True),
+    (17, 30, True), (16, 500, False), (16, 530, False), (72, 220, False), (20, 501, False), (12, 60, False),
 )  # fmt: skip
 
 

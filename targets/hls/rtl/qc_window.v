@@ -58,6 +58,7 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
   reg signed [R-1:0] at;
   reg signed [X-1:0] x, xs;
   reg signed [Y-1:0] y, ys;
+  reg                in_x, in_y;
   reg [CF-1:0] f;
   reg [CX-1:0] kx;
   reg [CY-1:0] ky;
@@ -67,7 +68,7 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
   wire last_f = f == F - 1, last_x = kx == KW - 1, last_y = ky == KH - 1;
   wire last_ox = ox == OW - 1, last_oy = oy == OH - 1;
   wire row_end = last_f & last_x & last_y & last_ox;
-  wire present = x >= 0 && x < WD && y >= 0 && y < H;
+  wire present = in_x & in_y;
   wire signed [R-1:0] have = $signed({{(R-A){1'b0}}, held});
   // what the tables say of this row, looked up while the row before it was read
   reg [A-1:0] dropped, jump;
@@ -87,6 +88,9 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
   wire x_done = BY_CHANNEL ? 1'b1 : last_f;
   wire y_done = x_done & last_x;
   wire o_done = last_f & last_x & last_y;
+  // the next tap's column and row
+  wire signed [X-1:0] x1 = o_done ? (last_ox ? -PL : xs + SW) : !x_done ? x : last_x ? xs : x + DW;
+  wire signed [Y-1:0] y1 = row_end ? (last_oy ? -PT : ys + SH) : !y_done ? y : last_y ? ys : y + DH;
   wire [A-1:0] step = o_done ? wrap(D_O) : BY_CHANNEL ? (!last_x ? wrap(D_X) : !last_y ? wrap(D_Y) : wrap(D_F))
                                                       : (!last_f ? wrap(D_F) : !last_x ? wrap(D_X) : wrap(D_Y));
   wire signed [R-1:0] move = o_done ? D_O : BY_CHANNEL ? (!last_x ? D_X : !last_y ? D_Y : D_F)
@@ -110,7 +114,8 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
       at <= start(0);
       dropped <= drop(0); jump <= wrap(drop(0) + next(0)); after <= next(0);
       f <= 0; kx <= 0; ky <= 0; ox <= 0; oy <= 0;
-      x <= -PL; xs <= -PL; y <= -PT; ys <= -PT;
+      x <= -PL; xs <= -PL; in_x <= PL <= 0 && -PL < WD;
+      y <= -PT; ys <= -PT; in_y <= PT <= 0 && -PT < H;
     end else begin
       if (en) begin
         v1 <= go;
@@ -130,16 +135,18 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
         if (f_done) f <= last_f ? 0 : f + 1'b1;
         if (x_done) kx <= last_x ? 0 : kx + 1'b1;
         if (y_done) ky <= last_y ? 0 : ky + 1'b1;
+        x <= x1;
+        y <= y1;
+        in_x <= x1 >= 0 && x1 < WD;
+        in_y <= y1 >= 0 && y1 < H;
         if (o_done) begin
           ox <= last_ox ? 0 : ox + 1'b1;
-          xs <= last_ox ? -PL : xs + SW;
-          x  <= last_ox ? -PL : xs + SW;
-        end else if (x_done) x <= last_x ? xs : x + DW;
+          xs <= x1;
+        end
         if (row_end) begin
           oy <= oy1;
-          ys <= last_oy ? -PT : ys + SH;
-          y  <= last_oy ? -PT : ys + SH;
-        end else if (y_done) y <= last_y ? ys : y + DH;
+          ys <= y1;
+        end
       end
     end
   end

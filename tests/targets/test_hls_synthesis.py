@@ -1,0 +1,228 @@
+"""The emitted Verilog through yosys: the DSP blocks are those that `dsps` says, large memories are block RAM."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from qcompile.ir import DType, ops
+from qcompile.targets.hls import units, verilog
+from qcompile.targets.hls.multipliers import Family, dsps
+from qcompile.targets.hls.pipeline import Pipeline, Port
+from qcompile.targets.hls.requantize import AccTerm, Requantize, Row, ValTerm, fold
+from qcompile.targets.hls.units import Op, Stream
+from tests.targets.test_families import data, network
+from tests.targets.test_hls_verilog import MODULES, folded, write
+
+FAMILIES: tuple[Family, ...] = ("xc7", "ecp5")
+BLOCK: Mapping[Family, str] = {"xc7": "DSP48E1", "ecp5": "MULT18X18D"}
+BLOCK_RAM: Mapping[Family, frozenset[str]] = {
+    "xc7": frozenset({"RAMB18E1", "RAMB36E1"}),
+    "ecp5": frozenset({"DP16KD"}),
+}
+READ: Mapping[Family, str] = {"xc7": "", "ecp5": "-D QC_WIDE=18"}
+SYNTHESIS: Mapping[Family, str] = {"xc7": "synth_xilinx -family xc7 -flatten", "ecp5": "synth_ecp5"}
+MULTIPLIED: Mapping[Family, str] = {"xc7": "-run begin:coarse", "ecp5": "-run begin:map_ram"}
+"""As far as multiplications are mapped: nothing becomes a DSP block after that."""
+
+Cells = Mapping[str, Counter[str]]
+"""How many cells of every kind, by module; a module that kept its hierarchy is a kind."""
+
+
+def synthesised(
+    folder: Path, sources: Iterable[Path | str], family: Family, run: str = "", between: str = ""
+) -> Cells:
+    script = [
+        f"read_verilog -defer {READ[family]} {' '.join(map(str, sources))}",
+        between,
+        f"{SYNTHESIS[family]} -top top {run}",
+        f"tee -o {family}.json stat -json",
+    ]
+    done = subprocess.run(
+        ["yosys", "-q", "-p", "; ".join(script)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    text = (folder / f"{family}.json").read_text()
+    # this yosys ends its last list with a comma
+    modules = json.loads(re.sub(r",(\s*[}\]])", r"\1", text[text.index("{") :]))["modules"]
+    return {name: Counter(m["num_cells_by_type"]) for name, m in modules.items()}
+
+
+# ------------------------------------------------------------------------- one whole network
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_whole_network_takes_the_blocks_that_its_units_say(
+    tmp_path: Path, family: Family
+) -> None:
+    made = folded()
+    files = verilog.emit(made, "top", data(1))
+    write(files, tmp_path)
+    sources = [name for name in files if name.endswith(".v") and "/" not in name]
+    cells = synthesised(tmp_path, sources, family)["\\top"]
+    said = {op.name: dsps(op, family) for op in made.ops}
+    products = 4 * 9 + 4 * 8 + 5 * 24
+    assert sum(said.values()) == cells[BLOCK[family]] > products
+    assert not [kind for kind in cells if kind.startswith("$")]
+    assert network().name == made.name
+
+
+# -------------------------------------------------------------------- every module of the library
+
+ROOMY: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "fifo": ("qc_fifo", {"W": 8, "D": 512}),
+    "window": ("qc_window", {"W": 32, "F": 4, "H": 16, "WD": 16, "OH": 14, "OW": 14}),
+    "vector": ("qc_matvec", {"PE": 4, "SIMD": 4, "SF": 8, "NF": 64}),
+}
+"""Modules with a memory that is worth a block RAM."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_module_is_synthesised_and_large_memories_are_block_ram(
+    tmp_path: Path, family: Family
+) -> None:
+    for name in ("w", "b", "m", "s", "o", "t", "p"):
+        words = Random(name)
+        lines = (f"{words.getrandbits(128):032x}\n" for _ in range(512))
+        (tmp_path / f"{name}.mem").write_text("".join(lines))
+    chosen = {f"small_{m}": (m, p) for m, p in MODULES.items()}
+    chosen |= {f"roomy_{name}": v for name, v in ROOMY.items()}
+    text = []
+    for name, (module, parameters) in chosen.items():
+        given = ", ".join(f".{k}({v})" for k, v in parameters.items())
+        text.append(f"module {name}; (* keep *) {module} #({given}) unit (); endmodule")
+    units_ = "".join(f" (* keep *) {name} {name}_unit ();" for name in chosen)
+    (tmp_path / "top.v").write_text("\n".join([*text, f"module top;{units_} endmodule", ""]))
+    library = [verilog.RTL / name for name in verilog.LIBRARY]
+    # nothing is flattened, so that inputs are inputs
+    between = "hierarchy -top top; setattr -mod -set keep_hierarchy 1 *"
+    cells = synthesised(tmp_path, [*library, "top.v"], family, between=between)
+
+    def leaves(module: str) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for kind, count in cells[module].items():
+            inner = (
+                leaves(kind if kind in cells else f"\\{kind}") if _is_module(kind, cells) else None
+            )
+            for k, n in ({kind: 1} if inner is None else inner).items():
+                found[k] += n * count
+        return found
+
+    for name in chosen:
+        made = leaves(f"\\{name}")
+        assert not [kind for kind in made if kind.startswith("$")], name
+        assert bool(BLOCK_RAM[family] & made.keys()) == name.startswith("roomy"), (name, made)
+
+
+def _is_module(kind: str, cells: Cells) -> bool:
+    return kind in cells or f"\\{kind}" in cells
+
+
+# --------------------------------------------------------------------- widths of every kind
+
+
+def stream(name: str, bits: int, signed: bool, lanes: int, words: int = 1) -> Stream:
+    return Stream(name, bits, signed, 1, 1, lanes * words, lanes)
+
+
+def matrix(name: str, r: Random) -> Op:
+    pe, simd, groups, steps = r.randint(1, 4), r.randint(1, 4), r.randint(1, 2), r.randint(2, 3)
+    signed, bits, weight_bits = r.random() < 0.5, r.randint(2, 16), r.randint(2, 8)
+    w = np.zeros((pe * groups, simd * steps), np.int64)
+    x = stream(f"{name}_x", bits, signed, simd, steps)
+    y = stream(f"{name}_y", bits + weight_bits + 4, True, pe, groups)
+    return units.MatrixVector(name, name, (x,), (y,), y.bits, None, w, w[:, 0], weight_bits)
+
+
+def depthwise(name: str, r: Random) -> Op:
+    lanes, groups, bits, weight_bits = r.randint(1, 4), 2, r.randint(2, 16), r.randint(2, 8)
+    w = np.zeros((lanes * groups, 9), np.int64)
+    shape = stream(f"{name}_x", bits, r.random() < 0.5, lanes, groups)
+    x = Stream(shape.name, bits, shape.signed, 1, 1, lanes * groups, lanes, 9, by_channel=True)
+    y = stream(f"{name}_y", bits + weight_bits + 5, True, lanes, groups)
+    return units.Depthwise(name, name, (x,), (y,), y.bits, None, w, w[:, 0], weight_bits)
+
+
+def row(r: Random, count: int, low: int, high: int) -> Row:
+    """Any multipliers, the same for all, or those of which synthesis makes less."""
+    few = [low, high, 1, 2, 96, high // 2 + 1]
+    made = [r.choice([r.randint(low, high), *few[: r.randint(0, 6)]]) for _ in range(count)]
+    return fold(made if r.random() < 0.8 else made[:1])
+
+
+def rescale(name: str, r: Random) -> Op:
+    """An accumulator of 8 to 32 bits and perhaps a code, each times multipliers of their own."""
+    lanes, words = r.randint(1, 4), r.choice([1, 3])
+    bits, m_bits = (
+        r.choice([r.randint(8, 32), 18, 19, 24, 25, 26]),
+        r.choice([r.randint(2, 17), 16]),
+    )
+    acc = AccTerm(row(r, lanes * words, 1, (1 << m_bits) - 1), (r.randint(0, 9),), bits)
+    x = [stream(f"{name}_a", bits, True, lanes, words)]
+    vals = []
+    if r.random() < 0.5:
+        code, n_bits = r.randint(1, 16), r.randint(2, 24)
+        signed = code > 1 and r.random() < 0.5
+        most = 1 << (n_bits - 1)
+        vals.append(ValTerm(row(r, lanes * words, -most, most - 1), code, signed))
+        x.append(stream(f"{name}_v", code, signed, lanes, words))
+    t_bits = max([acc.product_bits - acc.shift[0], *(v.product_bits for v in vals)]) + 2
+    q = Requantize((acc,), tuple(vals), (1,), (r.randint(0, 9),), 0, -128, 127, t_bits)
+    y = stream(f"{name}_y", 8, True, lanes, words)
+    return units.Elementwise(name, name, tuple(x), (y,), q)
+
+
+def softmax(name: str, r: Random) -> Op:
+    x, y = stream(f"{name}_x", 8, True, 1, 5), stream(f"{name}_y", 8, True, 1, 5)
+    table = np.arange(256, dtype=np.int64)
+    return units.Softmax(name, name, (x,), (y,), ops.Softmax(16, DType.I8), table)
+
+
+def sweep() -> Iterator[Op]:
+    r = Random(5)
+    for i in range(72):
+        kind = (rescale, rescale, matrix, depthwise)[i % 4]
+        yield kind(f"u{i}", r)
+    yield softmax("u_softmax", r)
+
+
+def alone(op: Op) -> Pipeline:
+    ends = [
+        tuple(Port(s.name, s, DType.I32, (s.words * s.lanes,), None, "") for s in side)
+        for side in (op.inputs, op.outputs)
+    ]
+    return Pipeline(op.name, ends[0], ends[1], (op,))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_units_of_all_widths_take_the_blocks_that_are_said(tmp_path: Path, family: Family) -> None:
+    said, tops = {}, []
+    for op in sweep():
+        made = alone(op)
+        none = {p.name: np.zeros((0, *p.shape), np.int32) for p in made.inputs}
+        files = verilog.emit(made, f"{op.name}_top", none)
+        top = files.pop(f"{op.name}_top.v").decode()
+        files[f"{op.name}_top.v"] = re.sub(
+            "^module", "(* keep_hierarchy *)\nmodule", top, flags=re.M
+        ).encode()
+        write(files, tmp_path)
+        said[op.name] = dsps(op, family)
+        tops.append(f"(* keep *) {op.name}_top {op.name} ();\n")
+    (tmp_path / "top.v").write_text(f"module top;\n{''.join(tops)}endmodule\n")
+    sources = [*verilog.LIBRARY, *(f"{name}_top.v" for name in said), "top.v"]
+    cells = synthesised(tmp_path, sources, family, MULTIPLIED[family])
+    found = {name: cells[f"\\{name}_top"][BLOCK[family]] for name in said}
+    assert found == said
+    assert {0, 1, 2, 3, 4} < set(said.values())

@@ -16,6 +16,7 @@ demo: tools
 	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=arm -o demo/arm --force --strict
 	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=x86 -o demo/x86 --force --strict
 	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=mcu -o demo/mcu --force --strict
+	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=hls --max-dsp=60 -o demo/hls --force --strict
 	$(VENV)/bin/qcompile verify demo/arm --data models/digits-dscnn/eval.toml --samples 64
 	$(VENV)/bin/qcompile eval demo/x86 --data models/digits-dscnn/eval.toml
 

@@ -604,11 +604,19 @@ def bench(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> None:
-    """Time one inference of a compiled program here; in an emulator, count what it executes."""
+    """Time one inference of a compiled program here; in an emulator, count what it executes.
+
+    A design of logic has its cycles in its report; they are shown unit by unit.
+    """
     with _session(f"timing {folder}", json, verbose, quiet, no_color) as terminal:
         from qcompile import bench as benches
+        from qcompile.artifact import load
         from qcompile.report import tables
 
+        design = load(folder).report.get("design")
+        if isinstance(design, dict):
+            terminal.result(design, *tables.designed(design))
+            return
         if benches.emulated(folder):
             counts = benches.executed(folder)
             terminal.result(

@@ -68,7 +68,7 @@ def compiled(report: Mapping[str, object], folder: Path) -> list[RenderableType]
             f"{size(at(report, 'memory', 'weight_bytes'))} weights and tables{_chip(report)}"
         )
     else:
-        taken = f"design  {_logic(report)}"
+        taken = f"design  {_logic(at(report, 'design'))}"
     parts += [
         Text(),
         Text(taken),
@@ -90,9 +90,16 @@ def _chip(report: Mapping[str, object]) -> str:
     return f"; built: {', '.join(parts)}" if parts else ""
 
 
-def _logic(report: Mapping[str, object]) -> str:
+def designed(design: Mapping[str, object]) -> list[RenderableType]:
+    """A design of logic unit by unit, then as a whole."""
+    head = ("unit", "layer", "kind", "PE", "SIMD", "cycles", "DSP", "BRAM18", "LUT")
+    keys = ("name", "layer", "kind", "pe", "simd", "cycles", "dsp", "bram18", "lut")
+    body = [[row.get(key) for key in keys] for row in rows(design, "units")]
+    return [table(head, body, head[3:]), Text(), Text(_logic(design))]
+
+
+def _logic(design: object) -> str:
     """What a design of logic takes and how fast it is, before synthesis."""
-    design = at(report, "design")
     of = {
         k: f"{amount(at(design, k))} of {amount(at(design, 'available', k))}"
         for k in ("dsp", "bram18")

@@ -75,7 +75,7 @@ def integerize(
     name: str = "model",
     residual: bool = True,
     requant: Requant = "dyadic",
-    digits: int = 2,
+    digits: int = 3,
     shifts: Shifts = "channel",
     io_layout: IoLayout = "model",
     input_dtype: DType | None = None,

@@ -57,7 +57,7 @@ class Recipe:
     steps: tuple[Step, ...]
     residual: str = "accumulator"
     requant: str = "dyadic"
-    digits: int = 2
+    digits: int = 3
     shifts: str = "channel"
 
 
@@ -102,7 +102,7 @@ def parse(text: str, name: str) -> Recipe:
     residual = one_of(data.get("residual", "accumulator"), RESIDUALS, f"recipe {name}: residual")
     requant = one_of(data.get("requant", "dyadic"), REQUANTS, f"recipe {name}: requant")
     shifts = one_of(data.get("shifts", "channel"), SHIFTS, f"recipe {name}: shifts")
-    digits = data.get("digits", 2)
+    digits = data.get("digits", 3)
     if type(digits) is not int or not 1 <= digits <= MOST_DIGITS:
         raise BadInput(f"recipe {name}: digits is 1 to {MOST_DIGITS}, not {digits}")
     if "digits" in data and requant != "khot":

@@ -364,7 +364,9 @@ class _Config:
                     lines.append(f"product{i} {'+' if copy.sign[0] > 0 else '-'}= {shifted};")
                     continue
                 sign = f"sign{i}_{k}"
-                lines.append(f"const ap_int<2> {sign} = {constant(sign, copy.sign, 'ap_int<2>', 2)};")
+                lines.append(
+                    f"const ap_int<2> {sign} = {constant(sign, copy.sign, 'ap_int<2>', 2)};"
+                )
                 for test, step in ((">", "+"), ("<", "-")):
                     lines += [f"if ({sign} {test} 0) {{", f"product{i} {step}= {shifted};", "}"]
             return lines

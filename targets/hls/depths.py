@@ -95,7 +95,8 @@ class _Search:
     def deepen(self) -> None:
         """All FIFOs deeper until the interval is that of the work, or more words are no help."""
         for depth in _LEVELS:
-            if self.timing.interval <= self._bound or self._left <= 0:
+            free = self._arms or self._others
+            if not free or self.timing.interval <= self._bound or self._left <= 0:
                 break
             deeper = {n: min(depth, self._whole(n)) for n in self._others}
             if depth > _LEVELS[0]:

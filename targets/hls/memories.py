@@ -138,8 +138,7 @@ def of(op: Op) -> Iterator[Memory]:
             groups, steps = op.weights.shape[0] // op.pe, op.weights.shape[1] // op.simd
             yield Memory(op.pe * op.simd * op.weight_bits, groups * steps, written=False)
             yield Memory(op.pe * op.acc_bits, groups, written=False)
-            if groups > 1:
-                yield Memory(x.word_bits, steps, written=True)
+            yield Memory(x.word_bits, steps, written=True)
         case units.Depthwise():
             groups = y.channels // y.lanes
             yield Memory(y.lanes * op.weight_bits, groups * x.taps, written=False)

@@ -54,6 +54,11 @@ class LutModel:
     largest: float
     network: float
 
+    @property
+    def error(self) -> float:
+        """The relative error that is stated of a design: the larger of a unit's median and a network's largest."""
+        return max(self.median, self.network)
+
     def lut(self, parts: Parts) -> float:
         """LUTs of something made of these parts."""
         return sum(self.coefficients.get(name, 0.0) * x for name, x in parts.items())
@@ -115,7 +120,7 @@ def describe(pipeline: Pipeline, device: Device, clock_mhz: float, timing: Timin
         dsp=taken.dsp,
         bram18=taken.bram18,
         lut=round(taken.lut),
-        lut_error=model.network,
+        lut_error=model.error,
         available=device.available,
     )
 
@@ -163,9 +168,11 @@ def unit_parts(op: Op, family: Family) -> Parts:
             soft = dsps(replace(op, requantize=None), family) == 0
             groups, steps = o // op.pe, k // op.simd
             parts["product.soft"] = op.pe * op.simd * signed * op.weight_bits if soft else 0
-            parts["matvec.tree"] = op.pe * (op.simd - 1) * (signed + op.weight_bits)
+            added, compressed = _tree(op.simd, signed + op.weight_bits, op.acc_bits)
+            parts["matvec.added"] = op.pe * added
+            parts["matvec.compressed"] = op.pe * compressed
             parts["matvec.sum"] = op.pe * op.acc_bits
-            parts["matvec.kept"] = x.word_bits if groups > 1 else 0
+            parts["matvec.kept"] = x.word_bits
             parts["matvec.counter"] = _bits(groups) + _bits(steps) + _bits(groups * steps)
         case units.Depthwise():
             signed = x.bits + int(not x.signed)
@@ -235,6 +242,15 @@ def _requantize(op: Op, r: Requantize, family: Family) -> dict[str, float]:
         "requantize.clamp": lanes * (y.bits + max(0, r.t_bits - min(r.shift) - y.bits) / 2),
         "requantize.late": sum(s.word_bits for s in op.inputs[1:]) if len(terms) > 1 else 0,
     }
+
+
+def _tree(simd: int, bits: int, acc_bits: int) -> tuple[int, int]:
+    """Bits of carry chains, and of the compressors before them, that add products in two stages as qc_matvec does."""
+    radix = 1 << ((simd - 1).bit_length() + 1) // 2
+    sums = [(n, bits) for n in [radix] * (simd // radix) + [simd % radix]]
+    sums.append((-(-simd // radix), acc_bits))
+    grown = [(n, min(acc_bits, b + (n - 1).bit_length())) for n, b in sums if n > 1]
+    return sum(b for _, b in grown), sum((n - 2) * b for n, b in grown)
 
 
 def _zeros(n: int) -> int:

@@ -26,7 +26,7 @@ from qcompile.passes.round import Round
 from qcompile.passes.widen import Widen
 from qcompile.pipeline import Context
 from qcompile.plan import Kind, QuantPlan
-from tests.oracle import build
+from tests.oracle import build, execute
 
 Floats = NDArray[np.float32]
 
@@ -132,6 +132,10 @@ def test_every_rescale_is_a_shift_and_an_average_a_sum(inputs: bool) -> None:
             assert zero[0] in (0, slot.format.lo)
     assert plan.quantizers["q"].zero_point == (-128,)
     assert plan.quantizers["x"].zero_point == (-128,)
+    # 16 bits cover what was seen and a quarter more (calibrate's headroom), at the finest point that does
+    (made,) = execute(data, {"x": x})
+    most = np.abs(made).max()
+    assert most <= 32767 * plan.quantizers["y"].scale[0] <= 2 * 1.25 * most
     # the lattice of the pixels is kept: its own scale, no error
     assert inputs or plan.quantizers["x"].scale == (float(np.float32(0.0117)),)
 
@@ -198,28 +202,26 @@ def test_needs_data_and_comes_before_rounding() -> None:
         BinaryPoint()(model, QuantPlan(), Context())
 
 
-@pytest.mark.parametrize("name", ["digits-dscnn", "digits-resnet"])
-@pytest.mark.parametrize("recipe", ["fixed-point", "fixed-point-khot"])
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("digits-dscnn", "fixed-point"), ("digits-resnet", "fixed-point-khot")]
+)
 def test_shipped_networks_lose_no_point(
     models: Path, tmp_path: Path, name: str, recipe: str
 ) -> None:
     folder = models / name
-    found = {
-        r: qcompile.compile(
-            folder / "model.onnx",
-            calibration=folder / "calib.toml",
-            recipe=r,
-            output=tmp_path / r,
-        )
-        for r in ("default", recipe)
-    }
+    made = qcompile.compile(
+        folder / "model.onnx",
+        calibration=folder / "calib.toml",
+        recipe=recipe,
+        output=tmp_path / "out",
+    )
     with np.load(folder / "eval.npz") as stored:
-        arrays = {k: stored[k] for k in stored.files}
-    (inp,) = (p.name for p, _ in found[recipe].graph.inputs)
-    (out,) = (p.name for p, _ in found[recipe].graph.outputs)
-    feeds = {inp: arrays[inp]}
-    verification = found[recipe].verify([feeds])
-    assert (verification.samples, verification.mismatches) == (len(arrays[inp]), 0)
-    assert all(m & (m - 1) == 0 for m in multipliers(found[recipe].graph))
-    same = found[recipe].run(feeds)[out].argmax(1) == found["default"].run(feeds)[out].argmax(1)
-    assert same.mean() >= 0.99
+        images, labels = stored["image"], stored["y"]
+    feeds = {"image": images}
+    verification = made.verify([feeds])
+    assert (verification.samples, verification.mismatches) == (len(images), 0)
+    assert all(m & (m - 1) == 0 for m in multipliers(made.graph))
+    (real,) = execute((folder / "model.onnx").read_bytes(), feeds)
+    (mine,) = made.run(feeds).values()
+    right = [(x.argmax(1) == labels).mean() for x in (real, mine)]
+    assert right[1] >= right[0] - 0.01

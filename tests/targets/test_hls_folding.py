@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import fpga_resources
 from qcompile.errors import BadInput, BudgetExceeded
 from qcompile.ir import DType, Graph, Port
 from qcompile.target import Fabric
@@ -97,6 +99,26 @@ def test_layers_and_what_joins_them_are_the_whole_pipeline(
     assert said.lut == pytest.approx(taken.lut)
     joints = [rates.joint(e, chosen[e.source], chosen[e.sink])[1] for e in rates.edges]
     assert max([c.work for c in chosen.values()] + joints) == bound(built)
+
+
+def test_a_converter_between_unlike_lanes_may_be_the_slowest() -> None:
+    layer = fpga_resources.Layer(random.Random(1), (4, 4, 1))
+    y = layer.rescale(layer.conv(layer.x, 6, 1, 1, 0, 8))
+    layer.pipeline(layer.rescale(layer.conv(y, 1, 1, 1, 0, 8)))
+    rates = Rates(layer.graph, PART)
+    first, second = rates.choices
+    chosen = {
+        name: next(c for c in rates.choices[name] if c.fold == fold)
+        for name, fold in ((first, (3, 1)), (second, (1, 2)))
+    }
+    assert [c.work for c in chosen.values()] == [32, 48]
+    (edge,) = rates.edges
+    # three lanes become two through one
+    assert rates.joint(edge, chosen[first], chosen[second])[1] == 96
+    assert bound(legalise(layer.graph, rates.folding(chosen))) == 96
+    within = rates.choose(48, ALL)
+    assert within is not None
+    assert bound(legalise(layer.graph, rates.folding(within))) <= 48
 
 
 @given(dsp=st.integers(8, 60), bram=st.integers(4, 40), lut=st.integers(2500, 9000))

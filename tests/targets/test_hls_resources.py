@@ -18,6 +18,7 @@ from qcompile.targets.hls.memories import Memory, placed
 from qcompile.targets.hls.multipliers import Family, dsps
 from tests.targets.test_families import network
 from tests.targets.test_hls_verilog import FOLDED
+from tests.targets.test_pipeline import residual
 
 
 def verilog_of(name: str, m: Memory, folder: Path) -> str:
@@ -125,20 +126,20 @@ def test_a_memory_has_a_known_number_of_blocks() -> None:
 
 @pytest.mark.parametrize("family", ["xc7", "ecp5"])
 def test_a_network_takes_what_is_foretold(family: Family) -> None:
-    made = legalise(network(), FOLDED)
+    made = legalise(residual(), {"conv": (2, 4)})
     taken = fpga_resources.synthesize_pipeline(made, family)
     said = resources.total(made, family)
     assert (said.dsp, said.bram18) == (taken.dsp, taken.bram18)
-    band = resources.lut_model(family).network
-    assert abs(said.lut / taken.lut - 1) <= band + 0.02, (said.lut, taken.lut)
+    band = resources.lut_model(family).error
+    assert abs(said.lut / taken.lut - 1) <= band, (said.lut, taken.lut)
 
 
-UNITS = {"l0_matvec": 0.25, "l2_window": 0.25}
+UNITS = {"l2_matvec": 0.25, "l2_window": 0.25}
 
 
 @pytest.mark.parametrize("name", UNITS)
 def test_a_unit_takes_what_is_foretold(name: str) -> None:
-    made = legalise(network(), FOLDED)
+    made = legalise(network(), {"second.acc": (2, 3)})
     (op,) = (op for op in made.ops if op.name == name)
     taken = fpga_resources.synthesize_pipeline(fpga_resources.alone(op), "xc7")
     said = resources.cost(op, "xc7")
@@ -148,13 +149,14 @@ def test_a_unit_takes_what_is_foretold(name: str) -> None:
 
 
 def test_the_model_was_fitted_and_says_how_far_it_is_off() -> None:
-    for family in ("xc7", "ecp5"):
+    medians: dict[Family, float] = {"xc7": 0.12, "ecp5": 0.25}
+    for family, median in medians.items():
         model = resources.lut_model(family)
         assert model.tool.startswith("yosys ")
         assert model.fitted > 2 * model.held_out > 20
-        assert 0 < model.median < 0.15
+        assert 0 < model.median < median
         assert model.median < model.largest
-        assert 0 < model.network < 0.25
+        assert 0 < model.network < 0.2
         assert all(c > 0 for c in model.coefficients.values())
 
 

@@ -59,7 +59,7 @@ def edited(files: Mapping[str, bytes], name: str, old: str, new: str) -> dict[st
 FAULTS = {
     "a stall that is ignored": ("qc_requantize.v", r"assign en = !valid\[9\] \| m_r", "assign en = 1'b1"),
     "a stall that a window ignores": ("qc_window.v", r"wire en = !v2 \| m_r", "wire en = 1'b1"),
-    "a FIFO that takes too much": ("qc_fifo.v", r"assign s_r = n != FULL", "assign s_r = 1'b1"),
+    "a FIFO that takes too much": ("qc_fifo.v", r"assign s_r = !full", "assign s_r = 1'b1"),
     "a ring that is a row short": ("qc_window.v", r"N = \(SPAN \+ SH\)", "N = (SPAN + SH - 2)"),
     "a ring that is written over": ("qc_window.v", r"assign s_r = held != N", "assign s_r = 1'b1"),
     "an accumulator that is too narrow": ("top.v", r"qc_matvec #\((.*?)\.AB\(\d+\)", r"qc_matvec #(\1.AB(14)"),
@@ -83,6 +83,7 @@ def test_planted_faults_are_found(tmp_path: Path, fault: str) -> None:
 MODULES = {
     "qc_fifo": {"W": 8, "D": 40},
     "qc_window": {"W": 16, "F": 2, "H": 6, "WD": 5, "OH": 3, "OW": 5, "SH": 2, "PT": 1, "PL": 1, "PB": 1, "PR": 1},
+    "qc_lap": {"N": 3},
     "qc_matvec": {"PE": 2, "SIMD": 3, "SF": 4, "NF": 3},
     "qc_multiply": {"A": 34, "B": 20},
     "qc_depthwise": {"LANES": 2, "F": 2},

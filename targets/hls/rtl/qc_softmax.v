@@ -39,14 +39,14 @@ module qc_softmax #(parameter C = 10, XB = 8, XS = 1, OB = 8, LINE = 0, SLOPE = 
 
   reg [31:0] e1;
   wire signed [66:0] p4;
-  reg signed [66:0]  half, p5, y6;
+  reg signed [66:0]  half, p5;
+  reg [OB:0]         y6;
   reg [7:1]  v;
   reg [5:0]  shift;
   wire       en = !v[7] | m_r;
   wire       issue = en && state == WRITE;
-  // a quotient is a code less the lowest one; it is never negative
-  localparam signed [66:0] MOST = (67'sd1 <<< OB) - 1;
-  localparam [OB-1:0]      LEAST = 1 << (OB - 1);
+  // a quotient is a code less the lowest one: 0 to 2**OB
+  localparam [OB-1:0] LEAST = 1 << (OB - 1);
   assign m_v = v[7];
   qc_multiply #(.A(33), .B(34)) quotient (.clk(clk), .en(en), .a({1'b0, e1}), .b(r), .y(p4));
 
@@ -60,7 +60,7 @@ module qc_softmax #(parameter C = 10, XB = 8, XS = 1, OB = 8, LINE = 0, SLOPE = 
       e1 <= exps[n];
       p5 <= p4 + half;
       y6 <= p5 >>> shift;
-      m_d <= (y6 > MOST ? MOST[OB-1:0] : y6[OB-1:0]) + LEAST;
+      m_d <= (y6[OB] ? {OB{1'b1}} : y6[OB-1:0]) + LEAST;
     end
     shift <= 6'd31 + high - OUT;
     half <= 67'sd1 <<< (shift - 6'd1);

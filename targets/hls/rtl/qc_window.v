@@ -2,6 +2,21 @@
 // A pixel has F words. The order is rows of taps, taps, words; with BY_CHANNEL words, rows of taps, taps.
 // A ring holds as many rows as the kernel spans, and one stride more: those are written while the last are read.
 `default_nettype none
+
+// The last of every N steps.
+module qc_lap #(parameter N = 1) (input wire clk, rst, step, output reg last);
+  localparam B = $clog2(N + 1);
+  reg [B-1:0] n;
+  always @(posedge clk)
+    if (rst) begin
+      n <= 0;
+      last <= N == 1;
+    end else if (step) begin
+      n <= last ? 0 : n + 1'b1;
+      last <= N == 1 || (!last && n == N - 2);
+    end
+endmodule
+
 module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3, KW = 3, SH = 1, SW = 1,
                    DH = 1, DW = 1, PT = 0, PL = 0, PB = 0, PR = 0, BY_CHANNEL = 0, FILL = 0) (
     input  wire         clk, rst,
@@ -14,8 +29,7 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
   localparam R = 2 + $clog2((SPAN + PT + PB + SH + 2) * ROW + (PL + PR + KW * DW + SW) * F + 1);
   localparam X = 2 + $clog2(WD + PL + PR + KW * DW + SW);
   localparam Y = 2 + $clog2(H + PT + PB + KH * DH + SH);
-  localparam CF = $clog2(F + 1), CX = $clog2(KW + 1), CY = $clog2(KH + 1);
-  localparam COX = $clog2(OW + 1), COY = $clog2(OH + 1);
+  localparam COY = $clog2(OH + 1);
 
   // how far the read position moves when a tap, a row of taps, a word or a pixel is done
   localparam BACK = (KH - 1) * DH * ROW + (KW - 1) * DW * F;
@@ -56,17 +70,10 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
   reg [W-1:0] mem [0:N-1];
   reg [A-1:0] wa, ra, base, held;
   reg signed [R-1:0] at;
-  reg signed [X-1:0] x, xs;
-  reg signed [Y-1:0] y, ys;
-  reg                in_x, in_y;
-  reg [CF-1:0] f;
-  reg [CX-1:0] kx;
-  reg [CY-1:0] ky;
-  reg [COX-1:0] ox;
+  reg in_x, in_y;
   reg [COY-1:0] oy;
 
-  wire last_f = f == F - 1, last_x = kx == KW - 1, last_y = ky == KH - 1;
-  wire last_ox = ox == OW - 1, last_oy = oy == OH - 1;
+  wire last_f, last_x, last_y, last_ox, last_oy;
   wire row_end = last_f & last_x & last_y & last_ox;
   wire present = in_x & in_y;
   wire signed [R-1:0] have = $signed({{(R-A){1'b0}}, held});
@@ -88,9 +95,19 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
   wire x_done = BY_CHANNEL ? 1'b1 : last_f;
   wire y_done = x_done & last_x;
   wire o_done = last_f & last_x & last_y;
-  // the next tap's column and row
-  wire signed [X-1:0] x1 = o_done ? (last_ox ? -PL : xs + SW) : !x_done ? x : last_x ? xs : x + DW;
-  wire signed [Y-1:0] y1 = row_end ? (last_oy ? -PT : ys + SH) : !y_done ? y : last_y ? ys : y + DH;
+  qc_lap #(.N(F)) lap_f (.clk(clk), .rst(rst), .step(go & f_done), .last(last_f));
+  qc_lap #(.N(KW)) lap_x (.clk(clk), .rst(rst), .step(go & x_done), .last(last_x));
+  qc_lap #(.N(KH)) lap_y (.clk(clk), .rst(rst), .step(go & y_done), .last(last_y));
+  qc_lap #(.N(OW)) lap_ox (.clk(clk), .rst(rst), .step(go & o_done), .last(last_ox));
+  qc_lap #(.N(OH)) lap_oy (.clk(clk), .rst(rst), .step(go & row_end), .last(last_oy));
+
+  // the columns and rows that the next tap may be in, and whether they are inside; below zero is far above the last
+  localparam [X-1:0] WIDTH = WD, LEFT = -PL;
+  localparam [Y-1:0] HEIGHT = H, TOP = -PT;
+  reg [X-1:0] x, xs;
+  reg [Y-1:0] y, ys;
+  wire [X-1:0] x_tap = x + DW, x_pixel = last_ox ? LEFT : xs + SW;
+  wire [Y-1:0] y_tap = y + DH, y_pixel = last_oy ? TOP : ys + SH;
   wire [A-1:0] step = o_done ? wrap(D_O) : BY_CHANNEL ? (!last_x ? wrap(D_X) : !last_y ? wrap(D_Y) : wrap(D_F))
                                                       : (!last_f ? wrap(D_F) : !last_x ? wrap(D_X) : wrap(D_Y));
   wire signed [R-1:0] move = o_done ? D_O : BY_CHANNEL ? (!last_x ? D_X : !last_y ? D_Y : D_F)
@@ -113,9 +130,9 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
       ra <= wrap(start(0));
       at <= start(0);
       dropped <= drop(0); jump <= wrap(drop(0) + next(0)); after <= next(0);
-      f <= 0; kx <= 0; ky <= 0; ox <= 0; oy <= 0;
-      x <= -PL; xs <= -PL; in_x <= PL <= 0 && -PL < WD;
-      y <= -PT; ys <= -PT; in_y <= PT <= 0 && -PT < H;
+      oy <= 0;
+      x <= LEFT; xs <= LEFT; in_x <= LEFT < WIDTH;
+      y <= TOP; ys <= TOP; in_y <= TOP < HEIGHT;
     end else begin
       if (en) begin
         v1 <= go;
@@ -131,21 +148,23 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
           dropped <= drops[oy1];
           jump <= jumps[oy1];
           after <= nexts[oy1];
+          oy <= oy1;
         end
-        if (f_done) f <= last_f ? 0 : f + 1'b1;
-        if (x_done) kx <= last_x ? 0 : kx + 1'b1;
-        if (y_done) ky <= last_y ? 0 : ky + 1'b1;
-        x <= x1;
-        y <= y1;
-        in_x <= x1 >= 0 && x1 < WD;
-        in_y <= y1 >= 0 && y1 < H;
         if (o_done) begin
-          ox <= last_ox ? 0 : ox + 1'b1;
-          xs <= x1;
+          x <= x_pixel;
+          xs <= x_pixel;
+          in_x <= x_pixel < WIDTH;
+        end else if (x_done) begin
+          x <= last_x ? xs : x_tap;
+          in_x <= last_x ? xs < WIDTH : x_tap < WIDTH;
         end
         if (row_end) begin
-          oy <= oy1;
-          ys <= y1;
+          y <= y_pixel;
+          ys <= y_pixel;
+          in_y <= y_pixel < HEIGHT;
+        end else if (y_done) begin
+          y <= last_y ? ys : y_tap;
+          in_y <= last_y ? ys < HEIGHT : y_tap < HEIGHT;
         end
       end
     end

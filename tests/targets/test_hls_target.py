@@ -1,0 +1,127 @@
+"""A design from the command's side: options, folding.json there and back, both simulations in one verification."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompile import driver, verbs
+from qcompile.artifact import Artifact, load
+from qcompile.errors import BadInput, BudgetExceeded
+from qcompile.job import Job
+from qcompile.options import Options
+from tests.test_report import documented, leaves
+
+SMALL = {"samples": 16, "verify_samples": 4, "trace_samples": 1}
+
+
+def compiled(models: Path, place: Path, **chosen: object) -> Artifact:
+    network = models / "digits-dscnn"
+    options = Options().but({**SMALL, **chosen})
+    return driver.compile(
+        network / "model.onnx", "fpga", network / "calib.toml", "fast", place, options=options
+    )
+
+
+@pytest.fixture(scope="module")
+def design(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Within 40 DSP blocks."""
+    return compiled(models, tmp_path_factory.mktemp("design") / "out", max_dsp=40)
+
+
+def fact(report: object, *path: str) -> object:
+    for key in path:
+        assert isinstance(report, dict)
+        report = report[key]
+    return report
+
+
+def test_a_report_tells_of_the_design_and_of_both_simulations(design: Artifact) -> None:
+    report = design.report
+    fields = {path for path, _ in leaves(report["design"], "design")}
+    assert fields == {path for path in documented() if path.startswith("design.")}
+    dsp = fact(report, "design", "dsp")
+    assert isinstance(dsp, int)
+    assert 30 < dsp <= 40
+    others = fact(report, "verification", "others")
+    assert isinstance(others, list)
+    assert [(o["samples"], o["mismatches"]) for o in others] == [(4, 0), (4, 0)]
+    assert others[0]["note"] == "every image in the cycle that was predicted"
+
+
+def test_reproduce_finds_every_byte(design: Artifact) -> None:
+    assert verbs.reproduce(design.folder / "manifest.json").identical
+
+
+def test_an_edited_folding_is_followed_and_reproduced(
+    design: Artifact, models: Path, tmp_path: Path
+) -> None:
+    text = json.loads((design.folder / "folding.json").read_text())
+    name, fold = next((n, f) for n, f in text["layers"].items() if f["pe"] * f["simd"] > 1)
+    text["layers"][name] = {"pe": 1, "simd": 1}
+    del text["fifos"]
+    edited = tmp_path / "mine.json"
+    edited.write_text(json.dumps(text))
+    again = compiled(models, tmp_path / "out", folding=edited)
+    written = json.loads((again.folder / "folding.json").read_text())
+    assert written["layers"] == text["layers"]
+    assert written["layers"][name] != fold
+    before, after = (fact(a.report, "design", "latency") for a in (design, again))
+    assert isinstance(before, int)
+    assert isinstance(after, int)
+    assert after > before
+    edited.unlink()
+    assert verbs.reproduce(again.folder / "manifest.json").identical
+
+
+def test_verilog_that_differs_is_found(design: Artifact, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(design.folder, folder)
+    memory = next((folder / "rtl").glob("*_matvec_weights.mem"))
+    first, *rest = memory.read_text().splitlines()
+    memory.write_text("\n".join([f"{int(first, 16) ^ 1:0{len(first)}x}", *rest]) + "\n")
+    port, value = design.graph.inputs[0]
+    rows = np.random.default_rng(0).normal(size=(4, *value.type.shape[1:])).astype(np.float32)
+    found = load(folder).verify({port.name: rows})
+    assert found.mismatches == 0
+    assert [o.mismatches > 0 for o in found.others] == [True, True]
+    assert not found.ok
+    assert found.first is not None
+
+
+def test_a_rate_out_of_reach_is_refused(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetExceeded, match="images a second"):
+        compiled(models, tmp_path / "out", target_fps=1e9, max_dsp=40)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "chosen", "sentence"),
+    [
+        ("x86", {"part": "xc7z020"}, "--part is not for x86"),
+        ("arm", {"max_dsp": 4}, "--max-dsp is not for arm"),
+        ("hls", {"max_ram": 4096}, "--max-ram is not for hls"),
+        ("hls", {"weights_section": ".flash"}, "--weights-section is not for hls"),
+        ("hls", {"clock_mhz": 0.0}, "--clock-mhz lies between"),
+        ("hls", {"target_fps": float("nan")}, "--target-fps lies between"),
+        ("hls", {"max_lut": -1}, "--max-lut is not negative"),
+    ],
+)
+def test_options_that_do_not_fit_the_target(
+    target: str, chosen: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        Job.checked(b"", target, "fast", tmp_path, {}, Options().but(chosen))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]", b'{"version": 2}', b"0" * (2 << 20)])
+def test_a_folding_that_is_none_is_refused(content: bytes, models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "folding.json"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="folding"):
+        compiled(models, tmp_path / "out", folding=path)
+    assert not (tmp_path / "out").exists()

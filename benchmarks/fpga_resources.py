@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from math import ceil
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -450,7 +451,7 @@ def fit(family: Family, keep: Path | None, jobs: int) -> resources.LutModel:
         said = sum(map(model.lut, parts))
         worst = max(worst, abs(said / taken.lut - 1))
         print(f"  {family} {name}: {said:.0f} LUTs by the model, {taken.lut} by yosys")
-    return resources.LutModel(**{**asdict(model), "network": round(worst, 3)})
+    return resources.LutModel(**{**asdict(model), "network": ceil(worst * 1000) / 1000})
 
 
 # ------------------------------------------------------------------------------ formats

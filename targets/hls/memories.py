@@ -125,9 +125,13 @@ def _switches(m: Memory, rows: int) -> float:
     return (rows - 1) * m.width / 2 + (rows / 2 if m.written and rows > 1 else 0)
 
 
+SHALLOW = 16
+"""Words of the deepest FIFO whose memory is read in the cycle of its address: no block RAM."""
+
+
 def of_fifo(s: Stream) -> Memory:
     """The memory of a FIFO."""
-    return Memory(s.word_bits, s.depth, written=True)
+    return Memory(s.word_bits, s.depth, written=True, clocked=s.depth > SHALLOW)
 
 
 def of(op: Op) -> Iterator[Memory]:

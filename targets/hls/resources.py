@@ -149,11 +149,11 @@ def _memory(found: Iterator[memories.Memory], family: Family) -> dict[str, float
 
 
 def fifo_parts(s: Stream, family: Family) -> Parts:
-    """A FIFO: its pointers, and the word that goes around the memory."""
+    """A FIFO: its pointers, and the word that goes around a deep one's memory."""
     return {
         "fifo": 1,
         "fifo.pointer": _bits(s.depth),
-        "fifo.word": s.word_bits,
+        "fifo.word": s.word_bits if s.depth > memories.SHALLOW else 0,
     } | _memory(iter([memories.of_fifo(s)]), family)
 
 

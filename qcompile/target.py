@@ -25,8 +25,8 @@ CLOCK_MHZ = 100.0
 class Fabric:
     """What a design of logic is made for: a part, a clock, a rate to reach, limits on what it may take.
 
-    `folding` is the text of a folding.json to follow. Without a rate, limits or a folding, every unit is as small as it
-    can be; without a rate but with limits, the design is the fastest within them.
+    `folding` is the text of a folding.json to follow. Without a rate the design is the fastest within the limits;
+    without limits either, within half of the part.
     """
 
     part: str | None = None
@@ -86,8 +86,8 @@ class Fifo:
 class Design:
     """A design of logic before synthesis: cycles are exact for the Verilog, DSP blocks too, LUTs are a model's.
 
-    `latency` counts cycles until the first image is out, `interval` those between images; the LUT count is right within
-    the factor 1 +- `lut_error` on the designs it was fitted on. `available` has what the part offers.
+    `latency` counts cycles until the first image is out, `interval` those between images; LUTs are off by `lut_error`,
+    a share: the larger of a unit's median error and a whole network's largest. `available` has what the part offers.
     """
 
     part: str

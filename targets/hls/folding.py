@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -157,7 +157,7 @@ class Solved:
 
 
 def solve(graph: Graph, fabric: Fabric) -> Solved:
-    """The design for a graph: as its folding says, or cheap for a rate, or fast within limits, or as small as can be.
+    """The design for a graph: as its folding says, or cheap for a rate, or fast within limits or half of the part.
 
     BudgetExceeded where the rate cannot be reached or the part is too small.
     """
@@ -174,7 +174,7 @@ def solve(graph: Graph, fabric: Fabric) -> Solved:
     if fabric.target_fps is not None:
         return search.at(fabric.target_fps)
     if fabric.max_dsp is None and fabric.max_bram is None and fabric.max_lut is None:
-        return Solved(*search.fitted(legalise(graph)))
+        return replace(search, limits=limits.half).fitting()
     return search.fastest()
 
 
@@ -236,6 +236,13 @@ class _Search:
                 )
             )
         self._too_much()
+
+    def fitting(self) -> Solved:
+        """The fastest design within the limits, or the smallest where none is."""
+        try:
+            return self.fastest()
+        except BudgetExceeded:
+            return Solved(*self.fitted(legalise(self.graph)))
 
     def at(self, fps: float) -> Solved:
         """The cheapest design found that makes so many images a second."""

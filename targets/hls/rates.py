@@ -35,6 +35,11 @@ class Limits:
     bram18: int
     lut: int
 
+    @property
+    def half(self) -> Limits:
+        """Half of everything."""
+        return Limits(self.dsp // 2, self.bram18 // 2, self.lut // 2)
+
     def hold(self, taken: Cost) -> bool:
         """Does it fit?"""
         return not self.exceeded(taken)

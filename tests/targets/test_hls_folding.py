@@ -156,8 +156,15 @@ def test_the_fastest_design_is_the_fastest_of_all_foldings_that_fit() -> None:
 # ------------------------------------------------------------------------------ designs
 
 
-def test_without_a_wish_every_unit_is_as_small_as_can_be() -> None:
-    solved = solve(network(), Fabric())
+def test_without_a_wish_half_of_the_part_is_taken_at_most() -> None:
+    design = solve(network(), Fabric(part="xc7z010")).design
+    assert 20 < design.dsp <= 40
+    assert design.bram18 <= 60
+    assert design.lut <= 8800
+
+
+def test_a_rate_that_anything_reaches_makes_every_unit_as_small_as_can_be() -> None:
+    solved = solve(network(), Fabric(target_fps=1))
     assert set(solved.pipeline.folding.values()) == {(1, 1)}
     assert solved.device == PART
     assert solved.timing.interval == bound(solved.pipeline) == 31104
@@ -239,7 +246,7 @@ def test_an_arm_holds_what_the_other_needs(fold: tuple[int, int]) -> None:
 
 def test_a_fifo_that_is_too_small_is_named_with_the_depth_that_would_do() -> None:
     graph = residual()
-    solved = solve(graph, Fabric())
+    solved = solve(graph, Fabric(target_fps=1))
     (fork,) = (op for op in solved.pipeline.ops if isinstance(op, units.Fork))
     skip = fork.outputs[1].name
     small = replace(solved.folding, fifos={skip: 3})
@@ -253,7 +260,7 @@ def test_a_fifo_that_is_too_small_is_named_with_the_depth_that_would_do() -> Non
 
 
 def test_given_depths_stay_as_they_are() -> None:
-    solved = solve(network(), Fabric())
+    solved = solve(network(), Fabric(target_fps=1))
     name = next(iter(solved.folding.fifos))
     folding = replace(solved.folding, fifos={name: 77}, clock_mhz=50.0, part="xc7a35t")
     again = solve(network(), Fabric(folding=folding.dumps()))

@@ -49,45 +49,50 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
     start = (oy * SH - PT - first(oy)) * ROW - PL * F;
   endfunction
 
-  // for each output row: words to drop after it, and where the next row's first tap is, from there and in the ring
+  // for each output row: words to drop after it, how far its last tap is before the next row's first, and where in the
+  // ring that one is, from the first word that is not dropped
   function integer drop(input integer oy);
     drop = ((oy == OH - 1 ? H : first(oy + 1)) - first(oy)) * ROW;
   endfunction
   function integer next(input integer oy);
-    next = start(oy == OH - 1 ? 0 : oy + 1);
+    next = drop(oy) + start(oy == OH - 1 ? 0 : oy + 1);
+  endfunction
+  function integer leap(input integer oy);
+    leap = next(oy) - (start(oy) + (OW - 1) * SW * F + BACK + F - 1);
   endfunction
   reg [A-1:0] drops [0:OH-1];
   reg [A-1:0] jumps [0:OH-1];
-  reg signed [R-1:0] nexts [0:OH-1];
+  reg signed [R-1:0] leaps [0:OH-1];
   integer i;
   initial
     for (i = 0; i < OH; i = i + 1) begin
       drops[i] = drop(i);
-      nexts[i] = next(i);
-      jumps[i] = wrap(drop(i) + next(i));
+      leaps[i] = leap(i);
+      jumps[i] = wrap(next(i));
     end
 
   reg [W-1:0] mem [0:N-1];
-  reg [A-1:0] wa, ra, base, held;
-  reg signed [R-1:0] at;
+  reg [A-1:0] wa, ra, base;
+  // how many words are there behind the one to read, beyond those to drop, and free but one: negative are none
+  reg signed [R-1:0] ahead;
+  reg signed [A:0]   spare, room;
   reg in_x, in_y;
   reg [COY-1:0] oy;
 
   wire last_f, last_x, last_y, last_ox, last_oy;
   wire row_end = last_f & last_x & last_y & last_ox;
   wire present = in_x & in_y;
-  wire signed [R-1:0] have = $signed({{(R-A){1'b0}}, held});
   // what the tables say of this row, looked up while the row before it was read
   reg [A-1:0] dropped, jump;
-  reg signed [R-1:0] after;
+  reg signed [R-1:0] over;
   wire [COY-1:0] oy1 = last_oy ? 0 : oy + 1'b1;
 
   reg         v1, v2, p1;
   reg [W-1:0] q1, q2;
   wire en = !v2 | m_r;
-  wire go = en && (!present || at < have) && (!row_end || dropped <= held);
+  wire go = en && (!present || !ahead[R-1]) && (!row_end || !spare[A]);
   wire wt = s_v & s_r;
-  assign s_r = held != N;
+  assign s_r = !room[A];
   assign m_v = v2;
   assign m_d = q2;
 
@@ -110,12 +115,12 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
   wire [Y-1:0] y_tap = y + DH, y_pixel = last_oy ? TOP : ys + SH;
   wire [A-1:0] step = o_done ? wrap(D_O) : BY_CHANNEL ? (!last_x ? wrap(D_X) : !last_y ? wrap(D_Y) : wrap(D_F))
                                                       : (!last_f ? wrap(D_F) : !last_x ? wrap(D_X) : wrap(D_Y));
-  wire signed [R-1:0] move = o_done ? D_O : BY_CHANNEL ? (!last_x ? D_X : !last_y ? D_Y : D_F)
+  wire signed [R-1:0] move = row_end ? over : o_done ? D_O : BY_CHANNEL ? (!last_x ? D_X : !last_y ? D_Y : D_F)
                                                        : (!last_f ? D_F : !last_x ? D_X : D_Y);
   // positions in the ring wrap: either sum is right, and the second is so where it is not negative
   localparam [A+1:0] RING = N;
   wire [A:0] from = row_end ? base : ra, by = row_end ? jump : step;
-  wire [A:0] ra_sum = from + by, base_sum = base + dropped, held_sum = held + wt;
+  wire [A:0] ra_sum = from + by, base_sum = base + dropped;
   wire [A+1:0] ra_less = from + by - RING, base_less = base + dropped - RING;
 
   always @(posedge clk) begin
@@ -126,10 +131,10 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
       q2 <= p1 ? FILL : q1;
     end
     if (rst) begin
-      v1 <= 0; v2 <= 0; held <= 0; wa <= 0; base <= 0;
+      v1 <= 0; v2 <= 0; wa <= 0; base <= 0;
+      ahead <= -start(0) - 1; spare <= -drop(0); room <= N - 1;
       ra <= wrap(start(0));
-      at <= start(0);
-      dropped <= drop(0); jump <= wrap(drop(0) + next(0)); after <= next(0);
+      dropped <= drop(0); jump <= wrap(next(0)); over <= leap(0);
       oy <= 0;
       x <= LEFT; xs <= LEFT; in_x <= LEFT < WIDTH;
       y <= TOP; ys <= TOP; in_y <= TOP < HEIGHT;
@@ -139,15 +144,16 @@ module qc_window #(parameter W = 8, F = 1, H = 4, WD = 4, OH = 2, OW = 2, KH = 3
         v2 <= v1;
       end
       if (wt) wa <= wa == N - 1 ? 0 : wa + 1'b1;
-      held <= go & row_end ? held_sum - dropped : held_sum;
+      ahead <= go ? ahead - move + $signed({1'b0, wt}) : ahead + $signed({1'b0, wt});
+      spare <= go & row_end ? spare - $signed({1'b0, drops[oy1]}) + $signed({1'b0, wt}) : spare + $signed({1'b0, wt});
+      room <= go & row_end ? room + $signed({1'b0, dropped}) - $signed({1'b0, wt}) : room - $signed({1'b0, wt});
       if (go) begin
         ra <= ra_less[A+1] ? ra_sum : ra_less;
-        at <= row_end ? after : at + move;
         if (row_end) begin
           base <= base_less[A+1] ? base_sum : base_less;
           dropped <= drops[oy1];
           jump <= jumps[oy1];
-          after <= nexts[oy1];
+          over <= leaps[oy1];
           oy <= oy1;
         end
         if (o_done) begin

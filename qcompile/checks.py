@@ -112,7 +112,8 @@ def check(
         )
         for other in program.others:
             context.log(
-                f"{other.name}: {other.samples} samples, {other.mismatches} mismatches; {other.note}"
+                f"{other.name}: {other.samples} samples, {other.mismatches} mismatches"
+                + (f"; {other.note}" if other.note else "")
             )
     no_float, why, built, counts = None, reason, None, None
     if program is not None:
@@ -123,7 +124,7 @@ def check(
             why = "this target has no object files to disassemble"
         else:
             context.log(
-                f"no-float certificate: {no_float.instructions} instructions, "
+                f"no-float certificate: {no_float.instructions} {no_float.basis}, "
                 f"{len(no_float.findings)} findings"
             )
     taken = Memory.of(graph, lowered, built)

@@ -45,6 +45,6 @@ class ToolchainMissing(QcompileError):
 
 
 class BudgetExceeded(QcompileError):
-    """The program does not fit the stated memory: exit code 7."""
+    """The program does not fit the stated memory, or a design its part or rate: exit code 7."""
 
     exit_code = 7

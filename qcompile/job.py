@@ -15,7 +15,7 @@ from qcompile.errors import BadInput, QcompileError
 from qcompile.formats import Int, parse_format
 from qcompile.options import Options
 from qcompile.recipe import Recipe
-from qcompile.target import CLOCK_MHZ, Fabric, Placement, Target
+from qcompile.target import Fabric, Placement, Target
 
 IMPORT = "import"
 """The recipe for models that another tool has quantized; the default one gives way to it."""
@@ -62,7 +62,7 @@ class Job:
         given = self.options
         return Fabric(
             given.part,
-            given.clock_mhz or CLOCK_MHZ,
+            given.clock_mhz,
             given.target_fps,
             given.max_dsp,
             given.max_bram,
@@ -159,12 +159,17 @@ def _check_kind(chosen: Target, options: Options) -> None:
             )
     for flag in ("--clock-mhz", "--target-fps"):
         rate = logic[flag]
-        if isinstance(rate, int | float) and not 1e-3 <= rate <= 1e9:
-            raise BadInput(f"{flag} lies between 0.001 and 1e9, not {rate}")
+        least, most = (1.0, 2000.0) if flag == "--clock-mhz" else (1e-3, 1e9)
+        if isinstance(rate, int | float) and not least <= rate <= most:
+            raise BadInput(f"{flag} lies between {least:g} and {most:g}, not {rate:g}")
     for flag in ("--max-dsp", "--max-bram", "--max-lut"):
-        most = logic[flag]
-        if isinstance(most, int) and most < 0:
-            raise BadInput(f"{flag} is not negative, as {most} is")
+        limit = logic[flag]
+        if isinstance(limit, int) and limit < 0:
+            raise BadInput(f"{flag} is not negative, as {limit} is")
+    if options.folding is not None:
+        for flag in ("--target-fps", "--max-dsp", "--max-bram", "--max-lut"):
+            if logic[flag] is not None:
+                raise BadInput(f"--folding says how large the design is; leave out {flag}")
 
 
 def _text(path: str | os.PathLike[str]) -> str:

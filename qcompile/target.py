@@ -25,12 +25,12 @@ CLOCK_MHZ = 100.0
 class Fabric:
     """What a design of logic is made for: a part, a clock, a rate to reach, limits on what it may take.
 
-    `folding` is the text of a folding.json to follow. Without a rate the design is the fastest within the limits;
-    without limits either, within half of the part.
+    `folding` is the text of a folding.json to follow, whose part and clock count where none are named here. Without a
+    rate the design is the fastest within the limits; without limits either, within half of the part.
     """
 
     part: str | None = None
-    clock_mhz: float = CLOCK_MHZ
+    clock_mhz: float | None = None
     target_fps: float | None = None
     max_dsp: int | None = None
     max_bram: int | None = None

@@ -40,12 +40,11 @@ _FLOATS = {
     ".v": re.compile(r"\b(real|realtime|shortreal)\b"),
 }
 """Types that no source of a design may name."""
-_RESERVED = frozenset({"qc", "hls", "bench", "top"})
 
 
 def _top(name: str) -> str:
-    """What the top function and module are called: never what the libraries hold already."""
-    return f"{name}_net" if name in _RESERVED else name
+    """What the top function and module are called: never a keyword, nor what the libraries and streams are called."""
+    return f"{name}_net"
 
 
 class Hls:
@@ -69,13 +68,14 @@ class Hls:
         """Emit the folders hls/, rtl/ and axi/, and folding.json; pure. Unsupported names the node that has no unit."""
         _known(cpu)
         solved = folding.solve(graph, placement.fabric or Fabric())
-        made, top = solved.pipeline, _top(name)
+        made, device, top = solved.pipeline, solved.device, _top(name)
         images = {p.name: _stacked(p, vectors) for p in made.inputs}
-        rtl = verilog.emit(made, top, images)
+        part = devices.ordered(None if placement.fabric is None else placement.fabric.part, device)
+        rtl = verilog.emit(made, top, images, device.nextpnr(solved.clock_mhz))
         folders = {
-            "hls": cplusplus.emit(made, top, vectors, *_project(solved, placement.fabric)),
+            "hls": cplusplus.emit(made, top, vectors, part, 1000 / solved.clock_mhz),
             "rtl": rtl,
-            "axi": axi.emit(graph, made, top, rtl),
+            "axi": axi.emit(graph, made, top, rtl, part=part, clock_mhz=solved.clock_mhz),
         }
         carried = {s.value: None for s in made.streams.values() if s.value is not None}
         return Lowered(
@@ -112,7 +112,9 @@ class Hls:
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate | None:
         """Search every source of the design itself for floating-point types: there are no objects to disassemble."""
-        sources = sorted([*folder.glob("hls/firmware/**/*"), *folder.glob("rtl/*.v")])
+        sources = sorted(
+            [*folder.glob("hls/firmware/**/*"), *folder.glob("rtl/*.v"), *folder.glob("axi/*.v")]
+        )
         lines = [
             (path, number, line)
             for path in sources
@@ -144,14 +146,6 @@ def _stacked(port: Port, vectors: Sequence[Codes]) -> Array:
     """The rows of all vectors, none where there are none."""
     none = np.zeros((0, *port.shape), port.dtype.numpy)
     return np.concatenate([none, *(codes[port.name] for codes in vectors)])
-
-
-def _project(solved: folding.Solved, fabric: Fabric | None) -> tuple[str, float]:
-    """What Vitis is told: the ordering code of a part that it knows, and nanoseconds of a cycle."""
-    device = solved.device
-    named = None if fabric is None else fabric.part
-    known = device.family == "xc7"
-    return devices.ordered(named, device) if known else cplusplus.PART, 1000 / solved.clock_mhz
 
 
 def _folded(folder: Path, graph: Graph) -> Pipeline:

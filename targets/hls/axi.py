@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from qcompile.errors import BadInput
 from qcompile.ir import Graph
+from qcompile.target import CLOCK_MHZ
 
 from ..c.text import c_comment, render
-from .cplusplus import HERE
+from .cplusplus import HERE, PART
 from .pipeline import Pipeline, Port
 from .units import Stream
 from .verilog import RTL
@@ -177,9 +178,18 @@ class _Side:
 
 
 def emit(
-    graph: Graph, pipeline: Pipeline, top: str, rtl: Mapping[str, bytes], bus: int = BUS
+    graph: Graph,
+    pipeline: Pipeline,
+    top: str,
+    rtl: Mapping[str, bytes],
+    bus: int = BUS,
+    part: str = PART,
+    clock_mhz: float = CLOCK_MHZ,
 ) -> dict[str, bytes]:
-    """The files of the folder axi/ beside rtl/, whose files are `rtl` and whose top module is `top`."""
+    """The files of the folder axi/ beside rtl/, whose files are `rtl` and whose top module is `top`.
+
+    The script for Vivado is for a Zynq-7000 `part`, and missing for others.
+    """
     if bus not in BUSES:
         raise BadInput(f"an AXI4-Stream of {bus} bits; choose one of {', '.join(map(str, BUSES))}")
     if f"{top}.v" not in rtl:
@@ -201,6 +211,8 @@ def emit(
     }
     facts: dict[str, object] = {
         "top": top,
+        "part": part,
+        "mhz": f"{clock_mhz:g}",
         "bus": bus,
         "ports": sides,
         "inputs": inputs,
@@ -217,10 +229,11 @@ def emit(
     texts = {
         f"{top}_axi.v": render("axi.v.j2", RTL, **facts),
         f"{top}_driver.py": render("axi_driver.py.j2", HERE, **facts),
-        "vivado.tcl": render("axi.tcl.j2", HERE, **facts),
         "Makefile": render("axi.mk.j2", HERE, **facts),
         "README.md": render("axi.md.j2", HERE, **facts),
     }
+    if part.startswith("xc7z"):
+        texts["vivado.tcl"] = render("axi.tcl.j2", HERE, **facts)
     files = {path: text.encode() for path, text in texts.items()}
     return files | {name: (RTL / name).read_bytes() for name in ("qc_axi.v", "qc_axi.vlt")}
 

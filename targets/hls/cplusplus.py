@@ -10,7 +10,7 @@ from qcompile.targets.c.text import layout, render
 
 from .cplusplus_layers import comment, layer, word
 from .pipeline import Pipeline
-from .units import Stream
+from .units import Fork, Stream
 
 HERE = Path(__file__).parent
 _COPIED = {
@@ -55,7 +55,7 @@ def emit(
                 "name": n,
                 "type": f"{n}_t",
                 "word": word(s),
-                "depth": s.depth,
+                "depth": _depth(pipeline, s),
                 "comment": _words_of(s),
             }
             for n, s in pipeline.fifos.items()
@@ -96,6 +96,15 @@ def emit(
             text = render("weights_header.j2", HERE, net=name, name=made.name, tables=made.tables)
             files[f"firmware/weights/{made.name}.h"] = text.encode()
     return files | _vectors(pipeline, arguments, vectors)
+
+
+def _depth(pipeline: Pipeline, s: Stream) -> int:
+    """The words of a FIFO in the C++, whose windows take rows ahead of need: an arm of a fork holds an image.
+
+    Then no arm stops its fork before the units where the arms meet have all of the image.
+    """
+    behind = {arm.name for op in pipeline.ops if isinstance(op, Fork) for arm in op.outputs}
+    return max(s.depth, s.words) if s.name in behind else s.depth
 
 
 def _vectors(

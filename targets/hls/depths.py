@@ -29,6 +29,8 @@ MOST = 512
 _LEVELS = (16, 64, MOST)
 _SPARE = 8
 _IMAGES = 3
+_NAMED = 4
+"""FIFOs that are too small together, at most, for which the depths that would do are looked for."""
 
 
 def fit(pipeline: Pipeline, given: Mapping[str, int] | None = None) -> tuple[Pipeline, Timing]:
@@ -210,6 +212,12 @@ def _too_small(made: Pipeline, given: Mapping[str, int], stuck: Sequence[str]) -
         roomy = made.with_depths({n: max(units.DEPTH, made.fifos[n].words) for n in names})
         if simulate(roomy, 1).stuck:
             continue
+        if len(names) > _NAMED:
+            some = ", ".join(full[:_NAMED])
+            return (
+                f"with the folding's FIFO depths nothing moves any more: {some} and others are too small;"
+                " leave them out of fifos to have them sized"
+            )
         # the first image shows the depth: all later ones come behind it
         wanted = {n: _least(roomy, n, given[n]) for n in names}
         said = " and ".join(

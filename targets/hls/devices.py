@@ -30,6 +30,12 @@ class Device:
     ff: int
     package: str
 
+    def nextpnr(self, clock_mhz: float) -> str:
+        """What chooses it, or an ECP5 part where it is none, for nextpnr-ecp5."""
+        size = self.name.removeprefix("lfe5u").replace("-", "").replace("f", "k")
+        chosen = size.replace("m", "um-", 1) if size.startswith("m") else size
+        return f"--{chosen if self.family == 'ecp5' else '45k'} --speed 6 --freq {clock_mhz:g}"
+
     @property
     def available(self) -> Mapping[str, int]:
         """What it offers, by name."""
@@ -76,9 +82,13 @@ _ORDERED = {
 
 
 def ordered(text: str | None, device: Device) -> str:
-    """The ordering code: as it was given, or with a common package where only the part's name was."""
-    given = "" if text is None else text.strip().lower()
-    return given if len(given) > len(device.name) else device.name + device.package
+    """The ordering code: what was given, completed by a common package and speed grade."""
+    given = "" if text is None else text.strip().lower().removeprefix(device.name)
+    if device.family == "ecp5":
+        return device.name + (given or device.package)
+    package, _, grade = given.partition("-")
+    usual, _, speed = device.package.partition("-")
+    return f"{device.name}{package or usual}-{grade or speed}"
 
 
 def find(text: str) -> Device:

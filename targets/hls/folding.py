@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from typing import NoReturn
 
 from qcompile.errors import BadInput, BudgetExceeded
 from qcompile.ir import Graph
-from qcompile.target import Design, Fabric
+from qcompile.target import CLOCK_MHZ, Design, Fabric
 
 from . import depths, devices
 from .devices import Device
@@ -33,8 +34,9 @@ VERSION = 1
 LARGEST = 4 << 20
 """Bytes of the longest folding.json that is read."""
 
-_PE, _DEPTH, _NAMES, _LETTERS = 1 << 16, 1 << 24, 100_000, 4096
+_PE, _DEPTH, _NAMES, _LETTERS = 1 << 16, 1 << 20, 100_000, 4096
 _CLOCKS = (1.0, 2000.0)
+_CONVERTER = re.compile(r"_(wide|narrow)$")
 _ATTEMPTS = 4
 
 
@@ -68,8 +70,7 @@ class Folding:
         except (ValueError, RecursionError) as error:
             _refuse(f"it is no JSON ({str(error)[:80]})")
         top = _object(made, "the file", {"version", "part", "clock_mhz", "layers"}, {"fifos"})
-        if _integer(top["version"], "the version", VERSION, VERSION) != VERSION:
-            raise AssertionError
+        _integer(top["version"], "the version", VERSION, VERSION)
         part, clock = top["part"], top["clock_mhz"]
         if not isinstance(part, str):
             _refuse("the part is no text")
@@ -164,7 +165,7 @@ def solve(graph: Graph, fabric: Fabric) -> Solved:
     if fabric.folding is not None:
         return _followed(graph, fabric, Folding.loads(fabric.folding))
     device = devices.DEFAULT if fabric.part is None else devices.find(fabric.part)
-    clock = _clock(fabric.clock_mhz)
+    clock = _clock(CLOCK_MHZ if fabric.clock_mhz is None else fabric.clock_mhz)
     limits = Limits(
         device.dsp if fabric.max_dsp is None else min(fabric.max_dsp, device.dsp),
         device.bram18 if fabric.max_bram is None else min(fabric.max_bram, device.bram18),
@@ -187,13 +188,29 @@ def _clock(mhz: float) -> float:
 def _followed(graph: Graph, fabric: Fabric, folding: Folding) -> Solved:
     device = devices.find(folding.part if fabric.part is None else fabric.part)
     made = legalise(graph, folding.layers)
-    for name in folding.fifos:
+    # width converters come and go with the lanes of their neighbours
+    known = {n: d for n, d in folding.fifos.items() if n in made.fifos or not _CONVERTER.search(n)}
+    for name in known:
         if name not in made.fifos:
             near = get_close_matches(name, made.fifos, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise BadInput(f"the folding names FIFO {name[:80]}, which this design has not{hint}")
-    made, timing = depths.fit(made, folding.fifos)
-    return Solved(made, device, folding.clock_mhz, timing)
+    limits = Limits(device.dsp, device.bram18, device.lut)
+    _fit(made.with_depths(known), device, limits)
+    made, timing = depths.fit(made, known)
+    _fit(made, device, limits)
+    clock = folding.clock_mhz if fabric.clock_mhz is None else _clock(fabric.clock_mhz)
+    return Solved(made, device, clock, timing)
+
+
+def _fit(made: Pipeline, device: Device, limits: Limits) -> None:
+    """BudgetExceeded where a design is larger than its part."""
+    over = [
+        f"{has:,} {what} of {most:,}"
+        for what, (has, most) in limits.exceeded(total(made, device.family)).items()
+    ]
+    if over:
+        raise BudgetExceeded(f"the design does not fit {device.name}: it takes {', '.join(over)}")
 
 
 @dataclass
@@ -242,7 +259,10 @@ class _Search:
         try:
             return self.fastest()
         except BudgetExceeded:
-            return Solved(*self.fitted(legalise(self.graph)))
+            whole = Limits(self.device.dsp, self.device.bram18, self.device.lut)
+            made = Solved(*self.fitted(legalise(self.graph)))
+            _fit(made.pipeline, self.device, whole)
+            return made
 
     def at(self, fps: float) -> Solved:
         """The cheapest design found that makes so many images a second."""
@@ -266,7 +286,7 @@ class _Search:
             return best
         reach = best.design.images_per_second
         raise BudgetExceeded(
-            f"{fps:g} images a second are out of reach of {self.device.name} at {self.clock_mhz:g} MHz"
+            f"{fps:,.10g} images a second are out of reach of {self.device.name} at {self.clock_mhz:g} MHz"
             f" within the limits; {math.floor(reach)} are reached with an interval of {best.timing.interval} cycles"
         )
 

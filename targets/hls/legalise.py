@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -52,8 +53,10 @@ class _Builder:
         known = {s.layer for s in self._steps if _folds(s)}
         for layer in folding:
             if layer not in known:
+                near = get_close_matches(layer, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
                 raise BadInput(
-                    f"the folding names {layer}, which is no layer of this model that folds"
+                    f"the folding names {layer[:80]}, which is no layer of this model that folds{hint}"
                 )
         for value in (*(v for s in self._steps for v in s.reads), *(v for _, v in graph.outputs)):
             root, _ = self._views[value]

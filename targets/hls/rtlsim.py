@@ -38,6 +38,11 @@ class Run:
         return len(self.cycles) == self.images
 
 
+def can_simulate() -> bool:
+    """Are verilator, make and a C++ compiler here?"""
+    return all(shutil.which(tool) for tool in ("verilator", "make", "g++"))
+
+
 class RtlSim:
     """A simulator of one pipeline's Verilog; `files` stand for emit's where they are given."""
 
@@ -45,7 +50,7 @@ class RtlSim:
         self, pipeline: Pipeline, folder: Path, files: Mapping[str, bytes] | None = None
     ) -> None:
         self._pipeline, self._folder = pipeline, folder
-        if shutil.which("verilator") is None:
+        if not can_simulate():
             raise ToolchainMissing(f"the Verilog cannot be simulated here: {GET_VERILATOR}")
         none: dict[str, Array] = {
             p.name: np.zeros((0, *p.shape), p.dtype.numpy) for p in pipeline.inputs
@@ -73,14 +78,17 @@ class RtlSim:
             (folder / "vectors").mkdir()
             for path, data in verilog.vector_files(p, vectors).items():
                 (folder / path).write_bytes(data)
-            subprocess.run(
-                [self._folder.resolve() / "build/sim", folder / "vectors", str(seed)],
-                cwd=self._folder,
-                capture_output=True,
-                check=False,
-                timeout=_SECONDS,
-            )
-            return self._read(folder / "vectors", count)
+            try:
+                subprocess.run(
+                    [self._folder.resolve() / "build/sim", folder / "vectors", str(seed)],
+                    cwd=self._folder,
+                    capture_output=True,
+                    check=False,
+                    timeout=_SECONDS,
+                )
+                return self._read(folder / "vectors", count)
+            except (OSError, subprocess.TimeoutExpired) as e:
+                raise QcompileError(f"the simulation of the Verilog did not end: {e}") from e
 
     def _read(self, folder: Path, count: int) -> Run:
         cycles = tuple(map(int, (folder / "cycles.txt").read_text().split()))

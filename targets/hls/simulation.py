@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from ..c.build import workspace
 from . import token
 from .cplusplus_sim import CSim
 from .pipeline import Pipeline
-from .rtlsim import RtlSim
+from .rtlsim import RtlSim, can_simulate
 
 _CYCLES = 20_000_000
 """What a verification lets the Verilog run for, with and without pauses: seconds to a minute."""
@@ -48,7 +47,7 @@ class Simulation:
     @cached_property
     def ways(self) -> Sequence[Way]:
         """The Verilog in verilator, where that is installed: alone and with random pauses on both sides."""
-        if self.rtl is None or shutil.which("verilator") is None:
+        if self.rtl is None or not can_simulate():
             return ()
         rows = max(1, _CYCLES // max(map(token.work, self.pipeline.ops)))
         return (

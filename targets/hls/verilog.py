@@ -22,6 +22,9 @@ from .token import work
 from .units import Op, Stream
 
 RTL = Path(__file__).parent / "rtl"
+NEXTPNR = "--45k --speed 6 --freq 100"
+"""The ECP5 part of place and route where the design is for none."""
+
 Vectors = Mapping[str, Array]
 """Images by input port name, stacked."""
 
@@ -38,10 +41,17 @@ LIBRARY = (
 )
 
 
-def emit(pipeline: Pipeline, name: str, vectors: Vectors) -> dict[str, bytes]:
-    """The files of the folder rtl/; `name` is the top module. Vectors are images by input port name."""
+def emit(
+    pipeline: Pipeline, name: str, vectors: Vectors, nextpnr: str = NEXTPNR
+) -> dict[str, bytes]:
+    """The files of the folder rtl/; `name` is the top module, in none of the library's files.
+
+    Vectors are images by input port name; `nextpnr` chooses the ECP5 part and the clock that its router aims at.
+    """
     top = Names(("bench",)).fresh(name) or "top"
     files = {f: (RTL / f).read_bytes() for f in LIBRARY}
+    if f"{top}.v" in files:
+        raise ValueError(f"{top} is a file of the library")
     made = _Top(pipeline)
     files[f"{top}.v"] = made.text(top).encode()
     files |= {n: t.encode() for n, t in made.memories.items()}
@@ -56,7 +66,15 @@ def emit(pipeline: Pipeline, name: str, vectors: Vectors) -> dict[str, bytes]:
         ("bench.v.j2", "tb/bench.v"),
         ("Makefile.j2", "Makefile"),
     ):
-        text = render(template, RTL, top=top, images=count, patience=_patience(pipeline), **streams)
+        text = render(
+            template,
+            RTL,
+            top=top,
+            images=count,
+            patience=_patience(pipeline),
+            ecp5=nextpnr,
+            **streams,
+        )
         files[path] = text.encode()
     return files
 

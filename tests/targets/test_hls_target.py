@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from qcompile import driver, verbs
+from qcompile import driver, target, verbs
 from qcompile.artifact import Artifact, load
 from qcompile.errors import BadInput, BudgetExceeded
 from qcompile.job import Job
 from qcompile.options import Options
+from qcompile.target import Fabric, Placement
+from qcompile.targets.hls import devices
+from qcompile.targets.hls.rtlsim import icarus
+from tests.targets.test_families import data, network
 from tests.test_report import documented, leaves
 
 SMALL = {"samples": 16, "verify_samples": 4, "trace_samples": 1}
@@ -100,7 +105,7 @@ def test_a_rate_out_of_reach_is_refused(models: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "chosen", "sentence"),
+    ("kind", "chosen", "sentence"),
     [
         ("x86", {"part": "xc7z020"}, "--part is not for x86"),
         ("arm", {"max_dsp": 4}, "--max-dsp is not for arm"),
@@ -112,10 +117,49 @@ def test_a_rate_out_of_reach_is_refused(models: Path, tmp_path: Path) -> None:
     ],
 )
 def test_options_that_do_not_fit_the_target(
-    target: str, chosen: dict[str, object], sentence: str, tmp_path: Path
+    kind: str, chosen: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput, match=sentence):
-        Job.checked(b"", target, "fast", tmp_path, {}, Options().but(chosen))
+        Job.checked(b"", kind, "fast", tmp_path, {}, Options().but(chosen))
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"max_dsp": 9}, {"target_fps": 9.0}, {"max_bram": 9}, {"max_lut": 9}]
+)
+def test_a_folding_and_another_size_are_refused(chosen: dict[str, object], tmp_path: Path) -> None:
+    options = Options().but({"folding": "folding.json", **chosen})
+    with pytest.raises(BadInput, match="--folding says how large"):
+        Job.checked(b"", "hls", "fast", tmp_path, {}, options)
+
+
+@pytest.mark.parametrize("name", ["main", "module", "qc_fifo", "std", "in0"])
+def test_any_name_will_do(name: str, tmp_path: Path) -> None:
+    graph, chip = network(), target.get("hls")
+    small = Placement(fabric=Fabric(target_fps=1))
+    made = chip.lower(graph, name=name, cpu="any", vectors=[data(1)], placement=small)
+    for path, content in made.files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    assert icarus(tmp_path / "rtl", 1)[0] == 0
+    done = subprocess.run(["make", "csim", "CXXFLAGS=-O0"], cwd=tmp_path / "hls", check=False)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "nextpnr"),
+    [
+        (None, "xc7z020clg400-1", "--45k"),
+        ("xc7z020clg484-2", "xc7z020clg484-2", "--45k"),
+        ("XC7Z020-3", "xc7z020clg400-3", "--45k"),
+        ("xc7a100t", "xc7a100tcsg324-1", "--45k"),
+        ("lfe5um-85f", "lfe5um-85f-6bg381c", "--um-85k"),
+        ("lfe5u-25f-6bg256c", "lfe5u-25f-6bg256c", "--25k"),
+    ],
+)
+def test_parts_by_their_ordering_codes(part: str | None, code: str, nextpnr: str) -> None:
+    device = devices.find(part or "xc7z020")
+    assert devices.ordered(part, device) == code
+    assert device.nextpnr(80).split() == [nextpnr, "--speed", "6", "--freq", "80"]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]", b'{"version": 2}', b"0" * (2 << 20)])

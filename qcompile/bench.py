@@ -16,6 +16,7 @@ import numpy as np
 from qcompile.artifact import load
 from qcompile.errors import BadInput, QcompileError, ToolchainMissing
 from qcompile.ir import Graph
+from qcompile.manifest import MANIFEST_FILE
 from qcompile.target import Codes, Counts, names
 
 MACHINES: Mapping[str, tuple[str, ...]] = {
@@ -40,6 +41,16 @@ def emulated(folder: Path) -> bool:
     """Whether the program in an output folder runs in an emulator here: ask `executed`, not `bench`."""
     here = platform.machine().lower()
     return here not in MACHINES.get(load(folder).target.name, (here,))
+
+
+def design(folder: Path) -> Mapping[str, object] | None:
+    """What the report says of a design of logic; None for a program, or a folder that is none of ours."""
+    if not (folder / MANIFEST_FILE).is_file() or not load(folder).target.fabric:
+        return None
+    found = load(folder).report.get("design")
+    if not isinstance(found, dict):
+        raise BadInput(f"the report in {folder} says nothing of a design")
+    return found
 
 
 def executed(folder: Path, feeds: Codes | None = None) -> Counts:

@@ -610,11 +610,9 @@ def bench(
     """
     with _session(f"timing {folder}", json, verbose, quiet, no_color) as terminal:
         from qcompile import bench as benches
-        from qcompile.artifact import load
         from qcompile.report import tables
 
-        design = load(folder).report.get("design")
-        if isinstance(design, dict):
+        if (design := benches.design(folder)) is not None:
             terminal.result(design, *tables.designed(design))
             return
         if benches.emulated(folder):

@@ -28,9 +28,7 @@ PUBLISHED_US = 27_300
     ("name", "weights", "activations", "most"),
     [
         ("resnet8", "int8", "int8", 220),
-        ("kws", "int8", "int8", 64),
         ("kws", "int4", "int4", 64),
-        ("kws", "int2", "int4", 64),
         ("ad", "int8", "int8", 64),
     ],
 )

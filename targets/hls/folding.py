@@ -182,7 +182,7 @@ def solve(graph: Graph, fabric: Fabric) -> Solved:
 def _clock(mhz: float) -> float:
     if not _CLOCKS[0] <= mhz <= _CLOCKS[1]:
         raise BadInput(f"a clock of {mhz:g} MHz is not between {_CLOCKS[0]:g} and {_CLOCKS[1]:g}")
-    return mhz
+    return float(mhz)
 
 
 def _followed(graph: Graph, fabric: Fabric, folding: Folding) -> Solved:

@@ -281,7 +281,7 @@ FOLDINGS = st.builds(
     st.sampled_from(list(devices.DEVICES)),
     st.floats(1, 2000),
     st.dictionaries(NAMES, st.tuples(st.integers(1, 65536), st.integers(1, 65536)), max_size=5),
-    st.dictionaries(NAMES, st.integers(1, 1 << 24), max_size=5),
+    st.dictionaries(NAMES, st.integers(1, 1 << 20), max_size=5),
 )
 
 

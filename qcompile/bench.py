@@ -45,9 +45,12 @@ def emulated(folder: Path) -> bool:
 
 def design(folder: Path) -> Mapping[str, object] | None:
     """What the report says of a design of logic; None for a program, or a folder that is none of ours."""
-    if not (folder / MANIFEST_FILE).is_file() or not load(folder).target.fabric:
+    if not (folder / MANIFEST_FILE).is_file():
         return None
-    found = load(folder).report.get("design")
+    artifact = load(folder)
+    if not artifact.target.fabric:
+        return None
+    found = artifact.report.get("design")
     if not isinstance(found, dict):
         raise BadInput(f"the report in {folder} says nothing of a design")
     return found

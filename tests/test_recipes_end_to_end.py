@@ -25,6 +25,8 @@ from qcompile.job import Job
 from qcompile.options import Options
 
 NAME = "digits-dscnn"
+# Decibels of signal over noise, per recipe; what is not listed reaches 29.
+FLOOR = {"data-free": 12, "fast": 27, "fixed-point": 26, "fixed-point-khot": 23}
 
 
 def evaluation(models: Path) -> dict[str, np.ndarray]:
@@ -51,7 +53,7 @@ def test_a_recipe_compiles_verifies_and_reproduces(models: Path, tmp_path: Path,
     assert reproduction.identical, reproduction.files
     assert "plan.npz" in dict(reproduction.files)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert sqnr(models, artifact, model) > {"data-free": 12, "fast": 27}.get(name, 29)
+    assert sqnr(models, artifact, model) > FLOOR.get(name, 29)
     trials = artifact.report["recipe"]["trials"]  # type: ignore[index]
     assert bool(trials) == (name in ("accurate", "auto"))
     if trials:

@@ -199,6 +199,10 @@ def _needed(op: Op, s: Stream, need: Words) -> Words:
             last = np.arange(y.words) + s.words - y.words
         case units.Concat():
             last = np.minimum((np.arange(y.words) // y.folds + 1) * s.folds, s.words) - 1
+        case units.ChannelPad():
+            before, read, after = op.runs
+            pixel, at = np.divmod(np.arange(y.words), before + read + after)
+            last = np.maximum(pixel * read + np.clip(at - before + 1, 0, read) - 1, 0)
         case _:
             # word for word, or several for one
             last = -(-(np.arange(1, y.words + 1) * s.words) // y.words) - 1

@@ -163,42 +163,26 @@ class _Reduce(_Piped):
 
 
 class _Concat(_Piped):
+    """Words in a fixed order; None among the `turns` is one that is always there."""
+
     def __init__(
-        self, ins: list[Channel], outs: list[Channel], moved: list[Channel], op: units.Concat
+        self,
+        ins: list[Channel],
+        outs: list[Channel],
+        moved: list[Channel],
+        turns: list[Channel | None],
     ) -> None:
         super().__init__(ins, outs, moved, 1)
-        self._turns = [c for c, s in zip(ins, op.inputs, strict=True) for _ in range(s.folds)]
-        self._at = 0
+        self._turns, self._at = turns, 0
 
     def issue(self, idle: bool) -> int:
         """See _Piped."""
         source = self._turns[self._at]
-        if not source.n:
-            return -1
-        self.pops(source)
-        self._at = (self._at + 1) % len(self._turns)
-        return 1
-
-
-class _Padded(_Piped):
-    """A concatenation in which some words are always there."""
-
-    def __init__(
-        self, ins: list[Channel], outs: list[Channel], moved: list[Channel], op: units.ChannelPad
-    ) -> None:
-        super().__init__(ins, outs, moved, 1)
-        before, words, after = op.runs
-        self._reads = [False] * before + [True] * words + [False] * after
-        self._at = 0
-
-    def issue(self, idle: bool) -> int:
-        """See _Piped."""
-        source = self.ins[0]
-        if self._reads[self._at]:
+        if source is not None:
             if not source.n:
                 return -1
             self.pops(source)
-        self._at = (self._at + 1) % len(self._reads)
+        self._at = (self._at + 1) % len(self._turns)
         return 1
 
 
@@ -369,9 +353,12 @@ def state(op: Op, ins: list[Channel], outs: list[Channel], moved: list[Channel])
         case units.Table():
             return _Reduce(ins, outs, moved, POOL)
         case units.Concat():
-            return _Concat(ins, outs, moved, op)
+            words = [[c] * s.folds for c, s in zip(ins, op.inputs, strict=True)]
+            return _Concat(ins, outs, moved, [c for part in words for c in part])
         case units.ChannelPad():
-            return _Padded(ins, outs, moved, op)
+            before, read, after = op.runs
+            turns = [*[None] * before, *[ins[0]] * read, *[None] * after]
+            return _Concat(ins, outs, moved, turns)
         case units.Fork():
             return _Fork(ins, outs, moved)
         case units.Width() if y.lanes > x.lanes:

@@ -10,7 +10,7 @@ PY     := $(VENV)/bin/python
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT    := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
-.PHONY: demo test lint tools debian clean
+.PHONY: demo test coverage lint tools debian clean
 
 demo: tools
 	$(VENV)/bin/qcompile models/digits-dscnn/model.onnx --calib models/digits-dscnn/calib.toml --target=arm -o demo/arm --force --strict
@@ -21,7 +21,11 @@ demo: tools
 	$(VENV)/bin/qcompile eval demo/x86 --data models/digits-dscnn/eval.toml
 
 test: tools $(ORT120)/.ready
-	QCOMPILE_ORT120=$(abspath $(ORT120))/bin/python $(PY) -m pytest -n $(JOBS) --cov --cov-report=term:skip-covered $(ARGS)
+	QCOMPILE_ORT120=$(abspath $(ORT120))/bin/python $(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# slower by half: the cycle model of a design is Python through and through
+coverage: tools $(ORT120)/.ready
+	$(MAKE) test ARGS="--cov --cov-report=term:skip-covered $(ARGS)"
 
 lint: tools
 	$(VENV)/bin/ruff check .

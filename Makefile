@@ -50,7 +50,7 @@ debian:
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet -e '.[dev,toolchain]'
+	$(PY) -m pip install --quiet -e '.[dev,toolchain,tvm]'
 	$(PY) -m pip install --quiet --no-deps 'hls4ml==1.3.0'  # for its Apache-2.0 ap_int.h alone
 	touch $@
 

@@ -18,6 +18,7 @@ from qcompile.errors import BadInput, QcompileError, ToolchainMissing
 from qcompile.ir import Graph
 from qcompile.manifest import MANIFEST_FILE
 from qcompile.target import Codes, Counts, names
+from qcompile.targets.c.run import emitted
 
 MACHINES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(names(), ()),
@@ -81,15 +82,81 @@ def bench(folder: Path, *, milliseconds: int = 1000, raw: bool = False) -> Timin
             f"the program is for {target} and this machine is {here}: an emulator tells no times; "
             f"copy {folder} to such a machine and run `make bench` and `./bench` there"
         )
+    _make(folder, "bench")
+    return _ask([str((folder / "bench").resolve()), *(["raw"] if raw else [])], milliseconds, raw)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """Nanoseconds of one layer in a call, in a build that looks at the clock after every layer."""
+
+    name: str
+    kernel: str
+    macs: int
+    ns: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """All layers in order; `peak` is what the processor does at most, in multiply-accumulates a nanosecond, or None."""
+
+    layers: tuple[LayerTime, ...]
+    peak: float | None
+
+
+def profile(folder: Path, *, milliseconds: int = 1000) -> Profile:
+    """Build `profile` in an output folder and run it for about so long; ToolchainMissing where that cannot be."""
+    known = emitted(folder)
+    times: dict[int, float] = {}
+    for line in _said(
+        folder, "profile", str(milliseconds), seconds=milliseconds / 1000
+    ).splitlines():
+        try:
+            number, ns = line.split()
+            times[int(number)] = float(ns)
+        except ValueError:
+            raise QcompileError(
+                f"{folder / 'profile'} printed what is no time: {line[:80]!r}"
+            ) from None
+    if lack := set(known.stores) - times.keys():
+        raise QcompileError(f"{folder / 'profile'} says nothing of value {min(lack)}")
+    layers = tuple(
+        LayerTime(layer.name, layer.kernel, layer.macs, times[value])
+        for layer, value in zip(known.layers, known.stores, strict=True)
+    )
+    return Profile(layers, float(_said(folder, "peak")) if (folder / "peak.c").is_file() else None)
+
+
+def _said(folder: Path, program: str, *arguments: str, seconds: float = 0.0) -> str:
+    """What a program of the folder prints, built first."""
+    _make(folder, program)
+    command = [str((folder / program).resolve()), *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_SECONDS + seconds,
+        )
+    except subprocess.TimeoutExpired as e:
+        raise QcompileError(f"{command[0]} gave no answer in {e.timeout:.0f} s") from e
+    except OSError as e:
+        raise BadInput(f"{command[0]} does not run here: {e.strerror}") from e
+    if done.returncode:
+        raise QcompileError(f"{command[0]} failed: {_last(done.stderr)}")
+    return done.stdout
+
+
+def _make(folder: Path, program: str) -> None:
     make = shutil.which("make")
     if make is None:
         raise ToolchainMissing("make is not installed; install make and a C compiler")
     built = subprocess.run(
-        [make, "-C", str(folder), "bench"], capture_output=True, text=True, errors="replace"
+        [make, "-C", str(folder), program], capture_output=True, text=True, errors="replace"
     )
     if built.returncode:
-        raise ToolchainMissing(f"`make -C {folder} bench` failed: {_last(built.stderr)}")
-    return _ask([str((folder / "bench").resolve()), *(["raw"] if raw else [])], milliseconds, raw)
+        raise ToolchainMissing(f"`make -C {folder} {program}` failed: {_last(built.stderr)}")
 
 
 def _ask(command: Sequence[str], milliseconds: int, raw: bool) -> Timing:

@@ -84,9 +84,7 @@ Encodings = Annotated[
     Path | None,
     typer.Option(metavar="FILE.json", help="AIMET's encodings of this model, taken as they are."),
 ]
-Threads = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Threads of the float network's runs.")
-]
+Jobs = Annotated[int, typer.Option(min=1, metavar="N", help="Threads of the float network's runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Verbose = Annotated[
     bool,
@@ -329,7 +327,10 @@ def compile_(
         Path | None,
         typer.Option(metavar="FOLDING.json", help="Follow this folding, as a design wrote it."),
     ] = None,
-    threads: Threads = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Threads that share a call of the program.")
+    ] = 1,
+    jobs: Jobs = 1,
     json: AsJson = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -344,7 +345,7 @@ def compile_(
             cpu=cpu, features=features, name=name, weights=weights, activations=activations, first_last=first_last,
             per_channel=per_channel, method=method, overrides=overrides(override or ()),
             input_dtype=input_dtype, output_dtype=output_dtype, io_layout=io_layout, samples=samples,
-            seed=seed, threads=threads, verify_samples=verify_samples, trace_samples=trace_samples,
+            seed=seed, threads=threads, jobs=jobs, verify_samples=verify_samples, trace_samples=trace_samples,
             plan=plan, encodings=encodings, require_verified=strict, min_sqnr=min_sqnr,
             weights_section=weights_section, arena_section=arena_section,
             max_ram=size("--max-ram", max_ram), max_flash=size("--max-flash", max_flash),
@@ -408,7 +409,7 @@ def quantize(
     first_last: FirstLast = None,
     per_channel: PerChannel = True,
     override: Override = None,
-    threads: Threads = 1,
+    jobs: Jobs = 1,
     json: AsJson = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -421,7 +422,7 @@ def quantize(
     with _session(f"quantizing {model.name}", json, verbose, quiet, no_color) as terminal:
         options = Options(
             weights=weights, activations=activations, first_last=first_last, per_channel=per_channel,
-            method=method, overrides=overrides(override or ()), samples=samples, seed=seed, threads=threads,
+            method=method, overrides=overrides(override or ()), samples=samples, seed=seed, jobs=jobs,
         )  # fmt: skip
         dims = dimensions(input_dim or ())
         from qcompile import job, verbs
@@ -484,7 +485,7 @@ def analyze(
     strict: Annotated[
         bool, typer.Option("--strict", help="A missing compiler or emulator is an error.")
     ] = False,
-    threads: Threads = 1,
+    jobs: Jobs = 1,
     json: AsJson = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -499,7 +500,7 @@ def analyze(
             cpu=cpu, weights=weights, activations=activations, first_last=first_last,
             per_channel=per_channel, method=method, overrides=overrides(override or ()),
             input_dtype=input_dtype, output_dtype=output_dtype, samples=samples, seed=seed,
-            threads=threads, plan=plan, require_verified=strict,
+            jobs=jobs, plan=plan, require_verified=strict,
         )  # fmt: skip
         dims = dimensions(input_dim or ())
         from qcompile import verbs
@@ -623,7 +624,10 @@ def bench(
             )
             return
         timing = benches.bench(folder, milliseconds=milliseconds, raw=raw)
-        terminal.result(asdict(timing), tables.timed(timing))
+        layers = benches.profile(folder, milliseconds=milliseconds)
+        terminal.result(
+            {**asdict(timing), **asdict(layers)}, tables.profiled(layers), tables.timed(timing)
+        )
 
 
 @app.command()

@@ -133,7 +133,8 @@ def build(job: Job, calibration: object, context: pipeline.Context) -> Build:
         f"integer graph: {len(graph.nodes)} operators, every accumulator proved below 2**31"
     )
     lowered, stack = lower(job, graph, context)
-    return Build(floats, data, choice, integerized, lowered, stack, _export(floats, integerized))
+    exported = _export(job, floats, integerized)
+    return Build(floats, data, choice, integerized, lowered, stack, exported)
 
 
 def lower(job: Job, graph: Graph, context: pipeline.Context) -> tuple[Lowered, int | None]:
@@ -271,7 +272,7 @@ def passes(job: Job, steps: Sequence[Step]) -> list[pipeline.Pass]:
         },
         "calibrate": {} if o.method is None else {"method": o.method},
     }
-    everywhere = {"threads": o.threads, "fuse_residual": job.recipe.residual == "accumulator"}
+    everywhere = {"threads": o.jobs, "fuse_residual": job.recipe.residual == "accumulator"}
     registry: dict[str, type[pipeline.Pass]] = {
         p.name: p
         for p in (
@@ -404,7 +405,7 @@ def _held_out_sqnr(
     graph = to_integers(job, tried).graph
     last = job.options.io_layout == "nhwc"
     return output_sqnr(
-        graph, side.model, Part(data, held_out=True), job.options.threads, channels_last=last
+        graph, side.model, Part(data, held_out=True), job.options.jobs, channels_last=last
     )
 
 
@@ -481,11 +482,13 @@ class _Exported:
     files: Mapping[str, bytes]
 
 
-def _export(side: FloatSide, integerized: Integerized) -> _Exported:
-    from qcompile.onnx import integer, qdq
+def _export(job: Job, side: FloatSide, integerized: Integerized) -> _Exported:
+    from qcompile.onnx import integer, links, qdq
 
     exact = integer.export(integerized.graph)
     fake = qdq.export(side.model, side.plan)
+    last = job.options.io_layout == "nhwc"
+    links.write(fake, integerized, side.plan, channels_last=last)
     files = write_graph(integerized.graph) | {
         "integer.onnx": exact.SerializeToString(deterministic=True),
         "qdq.onnx": fake.SerializeToString(deterministic=True),
@@ -516,7 +519,7 @@ def measured_on_samples(job: Job, made: Build) -> Measured:
         side.plan,
         made.integerized,
         batches,
-        o.threads,
+        o.jobs,
         channels_last=last,
     )
 

@@ -55,6 +55,7 @@ class Job:
             given.max_flash,
             given.stack or 0,
             self._fabric if self.target.fabric else None,
+            given.threads,
         )
 
     @property
@@ -117,6 +118,7 @@ class Job:
         for what, count in (
             ("--samples", options.samples),
             ("--threads", options.threads),
+            ("--jobs", options.jobs),
             ("--max-ram", options.max_ram),
             ("--max-flash", options.max_flash),
         ):
@@ -157,6 +159,10 @@ def _check_kind(chosen: Target, options: Options) -> None:
                 if chosen.fabric
                 else f"{flag} is not for {chosen.name}, which is a program: it is for --target=hls"
             )
+    if options.threads > 1 and not chosen.threads:
+        raise BadInput(
+            f"--threads is not for {chosen.name}: its programs run on one processor core"
+        )
     for flag in ("--clock-mhz", "--target-fps"):
         rate = logic[flag]
         least, most = (1.0, 2000.0) if flag == "--clock-mhz" else (1e-3, 1e9)

@@ -20,7 +20,8 @@ class Options:
     linker sections; `max_ram` and `max_flash` are limits in bytes on arena, inputs, outputs and stack together, and on
     code and constants together; `stack` bytes of max_ram are kept for the stack, as many as it was measured to take
     where None. `part` to `folding` are for designs of logic: what for, at which clock, how many images a second, what
-    it may take, and a folding.json to follow.
+    it may take, and a folding.json to follow. `threads` share the work of a call of the program; `jobs` are threads of
+    the float network's runs while it is compiled.
     """
 
     cpu: str | None = None
@@ -38,6 +39,7 @@ class Options:
     samples: int | None = None
     seed: int = 0
     threads: int = 1
+    jobs: int = 1
     verify_samples: int = 32
     trace_samples: int = 2
     plan: str | os.PathLike[str] | None = None

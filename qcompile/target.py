@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from qcompile.errors import BadInput
 from qcompile.ir import Array, Graph
@@ -42,7 +42,8 @@ class Fabric:
 class Placement:
     """Where a program's data lies and how many bytes it may take: linker sections, limits on RAM and flash.
 
-    `stack` bytes of the RAM are not for buffers. `fabric` is for targets that are designs of logic.
+    `stack` bytes of the RAM are not for buffers. `fabric` is for targets that are designs of logic, `threads` for those
+    with an operating system: so many share the work of a call.
     """
 
     weights_section: str | None = None
@@ -51,6 +52,7 @@ class Placement:
     max_flash: int | None = None
     stack: int = 0
     fabric: Fabric | None = None
+    threads: int = 1
 
 
 ANYWHERE = Placement()
@@ -264,6 +266,16 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class FloatRunner(Runner, Protocol):
+    """A runner that computes with floats; `trace` gives the codes of what it rounds, which need not be the graph's."""
+
+    @property
+    def slack(self) -> Mapping[str, int]:
+        """How many codes each value may be off where its layer reads the same codes, by the value's name."""
+        ...
+
+
 class Target(Protocol):
     """A family of chips."""
 
@@ -284,12 +296,17 @@ class Target(Protocol):
 
     @property
     def sanitizers(self) -> str:
-        """What the sanitized build looks for."""
+        """What the sanitized build looks for; empty where there is none."""
         ...
 
     @property
     def fabric(self) -> bool:
         """Is what it emits a design of logic, not a program?"""
+        ...
+
+    @property
+    def threads(self) -> bool:
+        """Can several threads share a call of its programs?"""
         ...
 
     def lower(
@@ -337,6 +354,9 @@ _FAMILIES: Mapping[str, str] = {
     "cortex-m55": "mcu",
     "hexagon": "hexagon",
     "hls": "hls",
+    "tvm": "tvm",
+    "onnx": "onnx",
+    "qdq": "onnx",
 }
 """Every target and the folder of its family."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qcompile.ir import Array, Graph
 from qcompile.ir.text import dump
-from qcompile.target import Lowered
+from qcompile.target import Lowered, Placement
 from qcompile.targets.c.emit import lower
 from qcompile.targets.c.kernel import Kernel
 from qcompile.targets.c.kernels import PORTABLE
@@ -64,13 +64,17 @@ def check(
     host: str | Path = "host_posix.c",
     emulator: Sequence[str] = (),
     seed: int = 0,
+    threads: int = 1,
 ) -> list[str]:
     """Build and run; AssertionError names the first graph and value that differ. Gives the kernels that were used."""
     main, programs, vectors = [_HEAD], [], []
     for at, graph in enumerate(graphs):
         n = f"case{at}"
         vectors.append(feeds(graph, seed + at))
-        lowered = lower(graph, name=n, isa="test", vectors=vectors[-1], kernels=kernels)
+        place = Placement(threads=threads)
+        lowered = lower(
+            graph, name=n, isa="test", vectors=vectors[-1], kernels=kernels, placement=place
+        )
         programs.append(lowered)
         (folder / n).mkdir()
         for path, data in lowered.files.items():

@@ -197,7 +197,7 @@ def test_every_option_reaches_the_compiler(run: Run, compiler: SimpleNamespace) 
         "--input-dim N=2 --input-dim a=b=4 --recipe fast --calib-method mse --weights int4 --activations int4 "
         "--first-last int8 --no-per-channel --override conv1*=int16 --override a=b=int8 --input-dtype uint8 "
         "--output-dtype int32 --io-layout nhwc --plan plan.toml --strict --min-sqnr 20.5 --verify-samples 9 "
-        "--trace-samples 0 --name net --threads 2"
+        "--trace-samples 0 --name net --threads 2 --jobs 3"
     )
     assert run(*line.split()).code == 0
     assert compiler.given == (
@@ -207,8 +207,8 @@ def test_every_option_reaches_the_compiler(run: Run, compiler: SimpleNamespace) 
     assert compiler.named["options"] == Options(
         cpu="neoverse-n1", name="net", weights="int4", activations="int4", first_last="int8", per_channel=False,
         method="mse", overrides={"conv1*": "int16", "a=b": "int8"}, input_dtype="uint8", output_dtype="int32",
-        io_layout="nhwc", samples=7, seed=3, threads=2, verify_samples=9, trace_samples=0, plan=Path("plan.toml"),
-        require_verified=True, min_sqnr=20.5,
+        io_layout="nhwc", samples=7, seed=3, threads=2, jobs=3, verify_samples=9, trace_samples=0,
+        plan=Path("plan.toml"), require_verified=True, min_sqnr=20.5,
     )  # fmt: skip
 
 
@@ -485,7 +485,22 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
     def write(script: str) -> Path:
         (tmp_path / "source").write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "Makefile").write_text("bench: source\n\tcp source bench && chmod +x bench\n")
+        (tmp_path / "Makefile").write_text(
+            "bench: source\n\tcp source bench && chmod +x bench\n"
+            "profile peak:\n\tprintf '#!/bin/sh\\n%s\\n' '$($@)' > $@ && chmod +x $@\n"
+            "profile = echo 0 400; echo 1 100.5\npeak = echo 4.0\n"
+        )
+        (tmp_path / "peak.c").touch()
+        layer = {
+            "name": "fc",
+            "kernel": "dot",
+            "function": "f",
+            "macs": 402,
+            "scratch_bytes": 0,
+            "cost": 1,
+        }
+        told = {"values": {"x": 0, "y": 1}, "stores": [1], "pieces": {}, "layers": [layer]}
+        (tmp_path / "program.json").write_text(json.dumps(told))
         return tmp_path
 
     monkeypatch.setattr(
@@ -497,12 +512,16 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 def test_bench_speaks_the_protocol(run: Run, program: Callable[[str], Path]) -> None:
     folder = program('echo ready; read ms; echo "$ms.5 ${1:-812}"; read ms; test "$ms" = 0')
     done = run("bench", str(folder), "--ms", "2000")
-    assert (done.code, done.out) == (
-        0, "812 ns of CPU time per inference (2.00 us elapsed), float in, float out\n",
-    )  # fmt: skip
+    assert done.code == 0
+    assert done.out.endswith(
+        "812 ns of CPU time per inference (2.00 us elapsed), float in, float out\n"
+    )
+    # 402 products in 100.5 ns are 4 a nanosecond: all that the processor does
+    assert re.search(r"fc +dot +402 +100\.5 ns +4\.0 +100 %", done.out)
     (folder / "source").write_text("#!/bin/sh\necho ready; test \"$1\" = raw && echo '20 10'\n")
     assert json.loads(run("bench", str(folder), "--raw", "--json").out) == {
-        "wall_ns": 20.0, "cpu_ns": 10.0, "raw": True,
+        "wall_ns": 20.0, "cpu_ns": 10.0, "raw": True, "peak": 4.0,
+        "layers": [{"name": "fc", "kernel": "dot", "macs": 402, "ns": 100.5}],
     }  # fmt: skip
 
 

@@ -87,6 +87,7 @@ def sample() -> dict[str, Any]:
             "checked": True, "reason": "none", "samples": 32, "mismatches": 3, "intermediates": 11, "sanitized": True,
             "sanitizers": "address", "onnx": {"samples": 31, "mismatches": 2},
             "others": [{"name": "Verilog", "samples": 29, "mismatches": 4, "note": "slowly"}],
+            "apart": {"layers": 6, "allowed": 7, "equal": 0.875, "outputs": 9},
             "first": {"layer": "stem", "value": "relu_0:acc", "row": 5, "index": [0, 1, 2, 3], "expected": 40,
                       "got": 41},
         },
@@ -105,6 +106,7 @@ def sound() -> dict[str, Any]:
         "reason": None,
         "onnx": {"samples": 32, "mismatches": 0},
         "others": [],
+        "apart": None,
     }
     report["design"] = None
     return report
@@ -164,7 +166,10 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, list[str | int]]]:
 def documented(part: int = 0) -> set[str]:
     """The fields of a compilation's report (0), or what an analysis has besides (1)."""
     text = DOCS.read_text().split("# report.json of `qcompile analyze`")[part]
-    return set(re.findall(r"^\| `([\w.\[\]]+)` \|", text, re.M)) - {"verification.first"}
+    return set(re.findall(r"^\| `([\w.\[\]]+)` \|", text, re.M)) - {
+        "verification.first",
+        "verification.apart",
+    }
 
 
 def changed(value: Any) -> Any:
@@ -208,7 +213,7 @@ def test_every_field_is_on_the_page(path: str, place: Sequence[str | int]) -> No
 def test_the_analysis_has_every_documented_field_and_no_other() -> None:
     fields = {path for path, _ in leaves(analysis())}
     assert documented(1) <= fields
-    assert fields - documented(1) <= documented() | {"verification.first"}
+    assert fields - documented(1) <= documented() | {"verification.first", "verification.apart"}
 
 
 @pytest.mark.parametrize(
@@ -425,6 +430,7 @@ def test_one_thing_wrong_changes_one_claim(
 def test_a_mismatch_names_its_place() -> None:
     report = sample()
     report["verification"]["onnx"]["mismatches"] = 0
+    report["verification"]["apart"] = None
     sentence = next(v.sentence for v in verdicts(report) if v.claim == "program = integer graph")
     assert "layer 'stem', value 'relu_0:acc', row 5, element [0, 1, 2, 3]" in sentence
     assert "the integer graph has 40, the program 41" in sentence
@@ -440,6 +446,21 @@ def test_what_was_not_compared_is_not_called_identical() -> None:
     assert [on_target(report, layer) for layer in report["layers"]] == ["not traced", "identical"]
     report["verification"]["checked"] = False
     assert [on_target(report, layer) for layer in report["layers"]] == ["not run", "not run"]
+
+
+def test_a_model_that_computes_with_floats_is_near_at_best() -> None:
+    report = sound()
+    report["verification"]["apart"] = {"layers": 1, "allowed": 2, "equal": 0.9375, "outputs": 3}
+    (near,) = (v for v in verdicts(report) if v.claim == "layers near integer graph")
+    assert near.state == "pass"
+    assert "not equal bit for bit" in near.sentence
+    assert "11 layers are at most 1 codes off (2 allowed)" in near.sentence
+    assert "93.75 % of the codes are equal" in near.sentence
+    assert [on_target(report, layer) for layer in report["layers"]] == ["near", "near"]
+    for key, value in {"mismatches": 4, "intermediates": 0}.items():
+        wrong = copy.deepcopy(report)
+        wrong["verification"][key] = value
+        assert states(wrong)["layers near integer graph"] == "fail"
 
 
 def test_another_way_that_differs_fails_the_program() -> None:
@@ -487,9 +508,10 @@ def test_a_real_report_has_the_documented_fields(
     of_a_trial = {path for path in documented() if path.startswith("recipe.trials[].")}
     of_a_design = {path for path in documented() if path.startswith("design.")}
     of_a_design |= {path for path in documented() if path.startswith("verification.others")}
-    absent = {"verification.first", "design", "verification.others"}
+    of_floats = {path for path in documented() if path.startswith("verification.apart.")}
+    absent = {"verification.first", "verification.apart", "design", "verification.others"}
     assert found - documented() <= absent | {name[:-2] for name in empty}
-    assert documented() - found <= of_a_mismatch | of_a_trial | of_a_design | empty
+    assert documented() - found <= of_a_mismatch | of_a_trial | of_a_design | of_floats | empty
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert states(report)["program = integer graph"] == "open"
     assert states(report)["no float instruction"] == "open"

@@ -42,11 +42,12 @@ def bounds(done: Integerized) -> dict[str, Bound]:
     for node in done.graph.nodes:
         origin = done.origins.get(node.output.name)
         if origin is not None and isinstance(node.op, Rescale):
-            found[origin.tensor] = _bound(done, node)
+            found[origin.tensor] = bound(done, node)
     return found
 
 
-def _bound(done: Integerized, node: Node) -> Bound:
+def bound(done: Integerized, node: Node) -> Bound:
+    """The bound of one Rescale."""
     op = node.op
     assert isinstance(op, Rescale)
     finest = 2.0 ** -min(op.f)
@@ -73,7 +74,7 @@ def _bound(done: Integerized, node: Node) -> Bound:
         inner = value.producer
         if value.name not in done.origins and inner is not None and isinstance(inner.op, Rescale):
             # an accumulator that went through int16 was rounded on the way
-            way = _bound(done, inner)
+            way = bound(done, inner)
             lost, single = lost + (0.5 + way.integer) * unit, single + way.float32 * unit
     if len(op.accs) + len(op.vals) == 1:
         reach = min(reach, max(op.hi - op.zero_point, op.zero_point - op.lo) + 1.0)

@@ -211,6 +211,9 @@ def verification(checked: Checked, sanitizers: str) -> Json:
         "sanitizers": sanitizers if strict is not None else None,
         "onnx": {"samples": checked.onnx_samples, "mismatches": checked.onnx_mismatches},
         "others": [asdict(other) for other in program.others] if program is not None else [],
+        "apart": asdict(program.apart)
+        if program is not None and program.apart is not None
+        else None,
         "first": mismatch(program.first)
         if program is not None and program.first is not None
         else None,

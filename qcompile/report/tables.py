@@ -40,7 +40,7 @@ from qcompile.report.wording import (
 from qcompile.target import Counts
 
 if TYPE_CHECKING:
-    from qcompile.bench import Timing
+    from qcompile.bench import Profile, Timing
     from qcompile.verify import Verification
 
 WORST_LAYERS = 5
@@ -133,7 +133,8 @@ def _tried(report: Mapping[str, object]) -> list[RenderableType]:
 def analyzed(report: Mapping[str, object], folder: Path | None) -> list[RenderableType]:
     """Where accuracy goes: stage by stage, the causes with their flags, the layers that cost most."""
     target, exact = shown(at(report, "target", "name")), bit_exact(report)
-    verified = {"pass": "adds nothing", "fail": "DIFFERS", "open": "not run"}[exact.state]
+    fine = "adds nothing" if at(report, "verification", "apart") is None else "near"
+    verified = {"pass": fine, "fail": "DIFFERS", "open": "not run"}[exact.state]
     head = (
         f"{shown(at(report, 'model', 'name'))} for {target}, "
         f"recipe {shown(at(report, 'recipe', 'name'))}: dB against float after each stage"
@@ -323,6 +324,14 @@ def inspected(found: Mapping[str, object], *, every_slot: bool) -> list[Renderab
 def verified(found: Verification, origin: str) -> RenderableType:
     """The outcome of a verification in a line."""
     origin = {"random": "random", "synthetic": "made-up"}.get(origin, "given")
+    if (apart := found.apart) is not None:
+        return Text.assemble(
+            verdict_text("pass" if found.ok else "fail"),
+            f"  {found.samples:,} {origin} samples, floating-point arithmetic: {found.mismatches:,} elements beyond "
+            f"the bound of their layer; {found.intermediates:,} layers compared on the same codes, at most "
+            f"{apart.layers} codes off ({apart.allowed} allowed), {percent(100 * apart.equal, 3)} equal; "
+            f"outputs at most {apart.outputs} codes off end to end",
+        )
     return Text.assemble(
         verdict_text("pass" if found.ok else "fail"),
         f"  {found.samples:,} {origin} samples, {found.mismatches:,} elements differ; "
@@ -367,6 +376,31 @@ def timed(timing: Timing) -> RenderableType:
     return Text(
         f"{duration(timing.cpu_ns)} of CPU time per inference ({duration(timing.wall_ns)} elapsed), {kind}"
     )
+
+
+def profiled(found: Profile) -> RenderableType:
+    """What every layer takes, its rate, and that rate as a share of the processor's."""
+    head = ("layer", "kernel", "MACs", "time", "GMAC/s", "of the peak")
+    body = []
+    for layer in found.layers:
+        rate = layer.macs / layer.ns if layer.macs and layer.ns else None
+        share = "" if rate is None or found.peak is None else f"{100 * rate / found.peak:.0f} %"
+        body.append(
+            (
+                visible(layer.name),
+                layer.kernel,
+                f"{layer.macs:,}" if layer.macs else "",
+                duration(layer.ns),
+                "" if rate is None else f"{rate:.1f}",
+                share,
+            )
+        )
+    macs, ns = sum(layer.macs for layer in found.layers), sum(layer.ns for layer in found.layers)
+    share = f"{100 * macs / ns / found.peak:.0f} %" if found.peak and ns else ""
+    body.append(
+        ("all layers", "", f"{macs:,}", duration(ns), f"{macs / ns:.1f}" if ns else "", share)
+    )
+    return table(head, body, head[2:])
 
 
 def counted(counts: Counts) -> RenderableType:

@@ -84,6 +84,8 @@ def on_target(report: Report, layer: Mapping[str, object]) -> str:
         return "not run"
     if layer.get("name") == at(report, "verification", "first", "layer"):
         return "differs"
+    if at(report, "verification", "apart") is not None:
+        return "near"
     if count(report, "verification", "mismatches"):
         return "unknown"
     stored, tensor = at(report, "stored"), layer.get("tensor")
@@ -127,6 +129,8 @@ def bit_exact(report: Report) -> Verdict:
     claim = "program = integer graph"
     if not at(report, "verification", "checked"):
         return Verdict(claim, "open", _unchecked(at(report, "verification", "reason")))
+    if at(report, "verification", "apart") is not None:
+        return _near(report)
     samples = count(report, "verification", "samples")
     wrong = count(report, "verification", "mismatches")
     if wrong:
@@ -151,6 +155,31 @@ def bit_exact(report: Report) -> Verdict:
             f"; {visible(str(o.get('name')))}: {o.get('samples')} samples, {o.get('mismatches')} elements differ"
             for o in rows(report, "verification", "others")
         ),
+    )
+
+
+def _near(report: Report) -> Verdict:
+    """Is every layer of a model that computes with floats within its bound of the integer graph?"""
+    claim = "layers near integer graph"
+    samples, wrong = (count(report, "verification", key) for key in ("samples", "mismatches"))
+    seen, allowed, ends = (
+        count(report, "verification", "apart", key) for key in ("layers", "allowed", "outputs")
+    )
+    compared = count(report, "verification", "intermediates")
+    if wrong or not compared:
+        sentence = (
+            f"{wrong:,} elements are beyond the bound of their layer over {samples:,} samples"
+        )
+        where = mismatch(report)
+        return Verdict(claim, "fail", f"{sentence}; {where}" if where else sentence)
+    same = at(report, "verification", "apart", "equal")
+    share = number(100 * same, 6) if isinstance(same, float) else "0"
+    return Verdict(
+        claim,
+        "pass",
+        f"floating-point arithmetic, not equal bit for bit: on the same codes {compared} layers are at most {seen} "
+        f"codes off ({allowed} allowed) over {samples:,} samples, {share} % of the codes are equal; "
+        f"outputs are at most {ends} codes off end to end, for which there is no bound",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qcompile.errors import BadInput, ToolchainMissing
@@ -21,24 +21,39 @@ from qcompile.target import (
 )
 
 from ..c import build, certify, emit, footprint, run
-from ..c.kernels import PORTABLE
+from ..c.kernel import Kernel
 from ..c.text import HERE
-from . import dotprod
+from . import kernels
 
-# Which cpus have the dot product instructions. The first is the default: plain armv8-a, which runs everywhere.
-_CPUS: Mapping[str, bool] = {
-    "cortex-a53": False,
-    "cortex-a72": False,
-    "cortex-a76": True,
-    "neoverse-n1": True,
-    "max": True,
+
+@dataclass(frozen=True, slots=True)
+class _Cpu:
+    """A core's instructions beyond armv8-a: what the compiler is told, and the kernels that use them."""
+
+    features: str
+    isa: str
+    kernels: Sequence[Kernel]
+    emulated: str
+
+
+_PLAIN = ("", "neon", kernels.PLAIN)
+_DOTPROD = ("+dotprod", "neon-dotprod", kernels.DOTPROD)
+_I8MM = ("+dotprod+i8mm", "neon-i8mm", kernels.I8MM)
+# The first is the default: plain armv8-a, which runs everywhere. The emulator does not know all of these cores; it
+# has no SVE and no SME on, which no kernel uses.
+_CPUS: Mapping[str, _Cpu] = {
+    "cortex-a53": _Cpu(*_PLAIN, "cortex-a53"),
+    "cortex-a55": _Cpu(*_DOTPROD, "cortex-a76"),
+    "cortex-a72": _Cpu(*_PLAIN, "cortex-a72"),
+    "cortex-a76": _Cpu(*_DOTPROD, "cortex-a76"),
+    "neoverse-n1": _Cpu(*_DOTPROD, "neoverse-n1"),
+    "max": _Cpu(*_I8MM, "max,sve=off,sme=off"),
 }
-
 
 _HOST = "host_linux_aarch64.c"
 
 
-def _has_dotprod(cpu: str) -> bool:
+def _cpu(cpu: str) -> _Cpu:
     if cpu not in _CPUS:
         raise BadInput(f"arm knows no cpu '{cpu}'; choose one of {', '.join(_CPUS)}")
     return _CPUS[cpu]
@@ -46,7 +61,7 @@ def _has_dotprod(cpu: str) -> bool:
 
 def _flags(cpu: str) -> tuple[str, ...]:
     # The spelling that gcc, clang and zig have in common.
-    return ("-mcpu=generic+dotprod" if _has_dotprod(cpu) else "-mcpu=generic",)
+    return (f"-mcpu=generic{_cpu(cpu).features}",)
 
 
 def _native() -> bool:
@@ -90,6 +105,7 @@ class Arm:
     summary = "C99 and NEON for AArch64, run natively or in qemu-aarch64"
     sanitizers = "undefined behaviour, by traps"
     fabric = False
+    threads = False
     cpus: Sequence[str] = tuple(_CPUS)
 
     def lower(
@@ -102,11 +118,15 @@ class Arm:
         placement: Placement = ANYWHERE,
     ) -> Lowered:
         """Emit the program; pure."""
-        isa, kernels = (
-            ("neon-dotprod", dotprod.KERNELS) if _has_dotprod(cpu) else ("portable", PORTABLE)
-        )
+        core = _cpu(cpu)
         model = emit.lower(
-            graph, name=name, isa=isa, vectors=vectors, kernels=kernels, placement=placement
+            graph,
+            name=name,
+            isa=core.isa,
+            vectors=vectors,
+            kernels=core.kernels,
+            placement=placement,
+            hosted=True,
         )
         around = build.support_files(
             graph,
@@ -114,6 +134,7 @@ class Arm:
             family=self.name,
             flags=_flags(cpu),
             own=[HERE / _HOST, *build.BARE_LINUX],
+            model=model.files,
         )
         return replace(model, files={**model.files, **around})
 
@@ -127,7 +148,9 @@ class Arm:
         built = build.Build(
             folder,
             name,
-            replace(toolchain, emulator=(*emulator, "-cpu", cpu) if emulator else ()),
+            replace(
+                toolchain, emulator=(*emulator, "-cpu", _cpu(cpu).emulated) if emulator else ()
+            ),
             build.TRAP if sanitize else (),
         )
         return run.Program(built, graph)

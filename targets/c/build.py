@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
@@ -22,6 +22,7 @@ from types import MappingProxyType
 from qcompile.errors import BadInput, QcompileError, ToolchainMissing
 from qcompile.ir import Graph
 
+from . import binary
 from .text import HERE, c_type, render
 
 C_FLAGS = ("-std=c99", "-O3")
@@ -31,6 +32,7 @@ SHARED_FILES = (
     "runner.c.j2",
     "selftest.c.j2",
     "bench.c.j2",
+    "profile.c.j2",
     "Makefile.j2",
     "CMakeLists.txt.j2",
     "host.h",
@@ -85,12 +87,13 @@ def support_files(
     own: Sequence[Path] = (),
     without: Sequence[str] = (),
     facts: Mapping[str, object] = MappingProxyType({}),
+    model: Collection[str] = (),
 ) -> dict[str, bytes]:
     """Give the files around the model: build files, self-test, runner, benchmark and their host layer.
 
     `flags` are what the compiler needs to know of the chip; `family` selects what a build file says. Files and
     templates of the family's `own`, which may ask for more `facts`, come in addition to the shared ones, or in
-    place of one of the same name; those named in `without` are left out.
+    place of one of the same name; those named in `without` are left out. `model` names the files of the model itself.
     """
     macro = name.upper()
     ports = {
@@ -107,6 +110,8 @@ def support_files(
         "NAME": macro,
         "family": family,
         "flags": list(flags),
+        "binary": binary.BINARY in model,
+        "peak": any(file.stem == "peak.c" for file in own),
         "inputs": inputs,
         "outputs": outputs,
         "arguments": ", ".join([*(f"input{i}" for i in range(len(inputs))), *results]),
@@ -228,7 +233,7 @@ class Build:
     @cached_property
     def _content(self) -> str:
         digest = hashlib.sha256()
-        for path in sorted(self.folder.glob("*.[ch]")):
+        for path in sorted([*self.folder.glob("*.[chS]"), *self.folder.glob(binary.BINARY)]):
             data = path.read_bytes()
             digest.update(f"{path.name} {len(data)}\n".encode() + data)
         return digest.hexdigest()
@@ -259,12 +264,22 @@ class Build:
     def _program(self, *options: str) -> Path:
         sources = ("model.c", "runner.c", self.toolchain.host)
         objects = [self.object(source, *options) for source in sources]
-        return self._make("", (*self.options, *self.toolchain.link), objects)
+        return self._make("", (*self.options, *self.toolchain.link), [*objects, *self.constants])
 
     @cached_property
     def model(self) -> Path:
         """The object of the model alone, as a user's build makes it."""
         return self.object("model.c")
+
+    @cached_property
+    def constants(self) -> tuple[Path, ...]:
+        """The object of the constants in a file of their own, where there are some; their digest is checked."""
+        folder = self.folder.resolve()
+        if not (folder / binary.SOURCE).is_file():
+            return ()
+        binary.check(folder)
+        flags = (*self.toolchain.flags, "-I", str(folder), "-c")
+        return (self._make(".o", flags, [folder / binary.SOURCE]),)
 
     @cached_property
     def program(self) -> Path:
@@ -279,7 +294,8 @@ class Build:
     @cached_property
     def library(self) -> Path:
         """The model as a shared library; its objects must be position-independent."""
-        return self._make(".so", (*self.options, *self.toolchain.shared), [self.model])
+        objects = [self.model, *self.constants]
+        return self._make(".so", (*self.options, *self.toolchain.shared), objects)
 
     def number(self, macro: str) -> int:
         """The value of NAME_`macro` in model.h."""

@@ -37,10 +37,10 @@ Decoder = Callable[[bytes, int], Iterator[Instruction]]
 
 # SSE and AVX say at the end of the mnemonic what they calculate in: packed or scalar, double, single, half, bfloat16.
 _X86_FLOAT_SUFFIX = re.compile(r"(p|s)[sdh]$|bf16$|bf8s?$|hf8s?$")
-# These move, select or combine bits, whatever they are said to hold. After its v, an integer instruction begins with p,
-# and so do AVX's float permutations, which move as well; 3DNow! (pf..., pi2f...) is the exception.
+# These move, select, combine or test bits, whatever they are said to hold. After its v, an integer instruction begins
+# with p, and so do AVX's float permutations, which move as well; 3DNow! (pf..., pi2f...) is the exception.
 _X86_MOVES = re.compile(
-    r"mov|and|or|xor|unpck|shuf|blend|broadcast|insert|extract|gather|scatter|compress|expand"
+    r"mov|and|or|xor|test|unpck|shuf|blend|broadcast|insert|extract|gather|scatter|compress|expand"
     r"|p(?!f|i2f|mulhrw$|swapd$)|maskmov"
 )
 # Conversions, and the whole of x87.
@@ -50,6 +50,39 @@ _X86_VECTOR = re.compile(r"\b[xyz]?mm\d")
 # AArch64 begins every floating-point mnemonic with f, bfloat16's with bf; bf also begins the integer bit-field moves.
 _A64_FLOAT = re.compile(r"f|[su]cvtf|bf(cvt|dot|mmla|mlal|ml[as]|add|sub|mul|clamp|max|min|scale)")
 _A64_MOVES = frozenset({"fmov", "fcsel", "fcpy", "fdup"})
+
+
+_UNKNOWN = "unknown"
+_AVX_VNNI = ("vpdpbusd", "vpdpbusds", "vpdpwssd", "vpdpwssds")
+
+
+def _avx_vnni(code: bytes, at: int) -> tuple[str, int]:
+    """Name and size of an integer instruction that capstone does not know; a size of 0 where there is none.
+
+    AVX-VNNI's four are VEX.66.0F38.W0 50 to 53, a register or memory operand following (Intel SDM volume 2, VPDPBUSD).
+    """
+    prefix, kind, width, opcode, modrm = code[at : at + 5].ljust(5, b"\0")
+    if prefix != 0xC4 or kind & 0x1F != 2 or width & 0x83 != 1 or not 0x50 <= opcode <= 0x53:
+        return "", 0
+    mode, base, size = modrm >> 6, modrm & 7, 5
+    if mode < 3 and base == 4:
+        base = code[at + size] & 7 if at + size < len(code) else 0
+        size += 1
+    size += {0: 4 if base == 5 else 0, 1: 1, 2: 4}.get(mode, 0)
+    return _AVX_VNNI[opcode - 0x50], size if at + size <= len(code) else 0
+
+
+def _x86(code: bytes, base: int) -> Iterator[Instruction]:
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    decoder.skipdata_setup = (_UNKNOWN, lambda _, size, at, more: _avx_vnni(code, at)[1], None)
+    decoder.skipdata = True
+    for address, size, mnemonic, operands in decoder.disasm_lite(code, base):
+        if mnemonic == _UNKNOWN:
+            yield Instruction(address, size, _avx_vnni(code, address - base)[0], False)
+        else:
+            yield Instruction(
+                address, size, f"{mnemonic} {operands}", _x86_float(mnemonic, operands)
+            )
 
 
 def _x86_float(mnemonic: str, operands: str) -> bool:
@@ -153,7 +186,7 @@ def _by_capstone(arch: int, mode: int, floats: Callable[[str, str], bool]) -> De
 
 
 _DECODERS: Mapping[str, Decoder] = {
-    "EM_X86_64": _by_capstone(capstone.CS_ARCH_X86, capstone.CS_MODE_64, _x86_float),
+    "EM_X86_64": _x86,
     "EM_AARCH64": _by_capstone(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM, _a64_float),
     "EM_ARM": _thumb,
 }

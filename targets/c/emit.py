@@ -16,7 +16,7 @@ import numpy as np
 from qcompile.ir import Array, Graph, Port, TensorType, Value, arith
 from qcompile.target import ANYWHERE, Codes, Layer, Lowered, Piece, Placement
 
-from . import bands
+from . import bands, binary
 from . import kernel as k
 from .kernels import PORTABLE
 from .storage import Storage, fuse
@@ -48,27 +48,39 @@ def lower(
     vectors: Sequence[Codes],
     kernels: Sequence[k.Kernel] = PORTABLE,
     placement: Placement = ANYWHERE,
+    hosted: bool = False,
 ) -> Lowered:
     """Emit `name`_run and what it needs; `isa` says in the sources what the kernels were made for.
 
-    `vectors.h` holds the vectors and what the graph makes of them. Raises Unsupported naming the node.
+    `vectors.h` holds the vectors and what the graph makes of them. The large constants of a `hosted` program may lie in
+    a file of their own. Raises Unsupported naming the node.
     """
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
         raise ValueError(f"{name!r} is no C identifier")
     banded = bands.Banded(graph)
     if placement.max_ram is not None:
         banded = bands.fit(graph, kernels, placement.max_ram - placement.stack)
-    made = _Program(banded.graph, name, isa, kernels).files(vectors, placement, banded.pieces)
+    program = _Program(banded.graph, name, isa, kernels, hosted, placement.threads)
+    made = program.files(vectors, placement, banded.pieces)
     return replace(made, bands=banded.count)
 
 
 class _Program:
     """One lowering: everything that the templates ask for."""
 
-    def __init__(self, graph: Graph, name: str, isa: str, kernels: Sequence[k.Kernel]) -> None:
-        self.graph, self.name, self.isa = graph, name, isa
+    def __init__(
+        self,
+        graph: Graph,
+        name: str,
+        isa: str,
+        kernels: Sequence[k.Kernel],
+        hosted: bool,
+        threads: int,
+    ) -> None:
+        self.graph, self.name, self.isa, self.threads = graph, name, isa, threads
         self.names = Names([f"{name}_run", f"{name}_trace"])
         self.arrays: dict[tuple[str, bytes], tuple[str, Array]] = {}
+        self.large = binary.threshold(graph) if hosted else None
         self.functions: dict[str, str] = {}
         self.storage = Storage(graph, kernels)
         self.steps, self.kernels = self.storage.steps, self.storage.kernels
@@ -101,8 +113,14 @@ class _Program:
         data = np.ascontiguousarray(data)
         found = (data.dtype.str, data.tobytes())
         if found not in self.arrays:
-            self.arrays[found] = (self.names.fresh("layer", *name), data)
+            # the linker sees what lies in a file of its own, so its name carries the program's
+            own = (self.name,) if self._apart(data) else ()
+            self.arrays[found] = (self.names.fresh(*own, "layer", *name), data)
         return self.arrays[found][0]
+
+    def _apart(self, data: Array) -> bool:
+        """Does this array lie in a file of its own?"""
+        return self.large is not None and data.nbytes >= self.large
 
     def _function(self, index: int) -> tuple[str, str, str]:
         """Definition, name and call of one step's function; no definition where an equal function is there."""
@@ -139,6 +157,9 @@ class _Program:
         if scratch.regions:
             parameters.append("unsigned char *restrict scratch")
             arguments.append(at("memory", str(self.plan.scratch[index])))
+        if k.shared(kernel, step):
+            parameters.append("int thread")
+            arguments.append("thread")
         code = f"({', '.join(parameters)})\n{{\n{kernel.body(layer)}\n}}\n"
         definition = ""
         if code not in self.functions:
@@ -166,6 +187,7 @@ class _Program:
     ) -> Lowered:
         """Render everything."""
         functions, calls, called, stored = self._code()
+        apart = binary.Binary([(n, data) for n, data in self.arrays.values() if self._apart(data)])
         weight_bytes = sum(data.nbytes for _, data in self.arrays.values())
         common = {
             "name": self.name,
@@ -176,6 +198,8 @@ class _Program:
             "signature": self._signature(),
             "arena": self.arena,
             "align": k.ALIGN,
+            "threads": self.threads,
+            "stored": len(stored),
             "weight_bytes": weight_bytes,
             "weights_section": placement.weights_section,
             "arena_section": placement.arena_section,
@@ -188,6 +212,7 @@ class _Program:
                 steps=arith.NEWTON_STEPS,
             ),
             "model.h": render("model.h.j2", **common),
+            **({"threads.h": render("threads.h.j2", **common)} if self.threads > 1 else {}),
             "model.c": render(
                 "model.c.j2",
                 **common,
@@ -211,9 +236,11 @@ class _Program:
             "weights.h": render(
                 "weights.h.j2",
                 **common,
+                apart=apart.rows,
                 arrays=[
                     array(name, data, f"{self.name.upper()}_CONSTANT")
                     for name, data in self.arrays.values()
+                    if not self._apart(data)
                 ],
             ),
             "vectors.h": render("vectors.h.j2", **common, **self._vectors(vectors)),
@@ -232,9 +259,11 @@ class _Program:
         ]
         program = {
             "values": stored,
+            "stores": [stored[step.output.name] for step in self.steps],
             "pieces": {name: asdict(piece) for name, piece in pieces.items()},
             "layers": [asdict(layer) for layer in layers],
         }
+        files |= apart.files(self.name, placement.weights_section)
         files[PROGRAM_FILE] = (json.dumps(program, indent=1) + "\n").encode()
         files |= {h.name: h.read_bytes() for h in self._headers() if isinstance(h, Path)}
         return Lowered(
@@ -266,6 +295,11 @@ class _Program:
             calls.append(f"STORED({stored[value.name]}, {pointer}, {size});")
             trace_aliases(value)
 
+        def alone(statement: str) -> str:
+            return statement if self.threads == 1 else f"if (thread == 0) {{\n{statement}\n}}"
+
+        together = False
+
         def trace_aliases(value: Value) -> None:
             for user, _ in value.uses:
                 if user in views.nodes and user not in views.joins:
@@ -278,14 +312,21 @@ class _Program:
             called.append(function)
             if definition:
                 functions.append(definition)
-            calls.append(call)
+            before, together = together, k.shared(self.kernels[index], step)
+            if index and (before or together):
+                calls.append("meet();")
+            calls.append(call if together else alone(call))
             trace(step.output)
             for join in [join for join, names in parts.items() if names <= stored.keys()]:
                 del parts[join]
                 trace(join.output)
         for i, (_, v) in enumerate(self.graph.outputs):
             if self.storage.claimed.get(views.root(v)[0]) != i:
-                calls.append(f"memcpy(output{i}, {self._pointer(v)}, {v.type.bytes});")
+                if together:
+                    calls.append("meet();")
+                    together = False
+                copy = f"memcpy(output{i}, {self._pointer(v)}, {v.type.bytes});"
+                calls.append(alone(copy))
         return functions, calls, called, stored
 
     def _signature(self) -> str:

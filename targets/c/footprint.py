@@ -38,17 +38,18 @@ _SECONDS = 900
 def footprint(build: Build) -> Footprint:
     """Measure the model as a user's build makes it, and bound its stack."""
     code = constants = statics = 0
-    with build.model.open("rb") as file:
-        for section in ELFFile(file).iter_sections():
-            flags, size = section["sh_flags"], section["sh_size"]
-            if not flags & SH_FLAGS.SHF_ALLOC:
-                continue
-            if flags & SH_FLAGS.SHF_EXECINSTR:
-                code += size
-            elif flags & SH_FLAGS.SHF_WRITE:
-                statics += size
-            else:
-                constants += size
+    for made in (build.model, *build.constants):
+        with made.open("rb") as file:
+            for section in ELFFile(file).iter_sections():
+                flags, size = section["sh_flags"], section["sh_size"]
+                if not flags & SH_FLAGS.SHF_ALLOC:
+                    continue
+                if flags & SH_FLAGS.SHF_EXECINSTR:
+                    code += size
+                elif flags & SH_FLAGS.SHF_WRITE:
+                    statics += size
+                else:
+                    constants += size
     try:
         stack, deepest = _calls(build).worst(f"{build.name}_run")
     except _Unbounded as reason:
@@ -172,13 +173,27 @@ def _calls(build: Build) -> _Calls:
         if machine is None:
             raise _Unbounded(f"nobody has said how {elf['e_machine']} calls")
         stated = dict(_frames(sizes.read_text()))
-    callees, pushed, rounded = _read(elf, machine)
+    referred, pushed, rounded = _read(elf, machine)
+    data = _data(build)
+    callees = {name: names - data for name, names in referred.items()}
     # Inline assembly may push what the compiler does not know of.
     frames = {
         name: max(size, pushed.get(name, 0)) + rounded.get(name, 0) + machine.hidden
         for name, size in stated.items()
     }
     return _Calls(frames, callees, machine.below)
+
+
+def _data(build: Build) -> set[str]:
+    """The constants that lie in an object of their own: to refer to them is no call."""
+    names: set[str] = set()
+    for made in build.constants:
+        for table in ELFFile(io.BytesIO(made.read_bytes())).iter_sections():
+            if isinstance(table, SymbolTableSection):
+                names.update(
+                    s.name for s in table.iter_symbols() if s["st_info"]["type"] == "STT_OBJECT"
+                )
+    return names
 
 
 def _frames(text: str) -> Iterator[tuple[str, int]]:

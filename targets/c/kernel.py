@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -222,6 +222,23 @@ class Kernel(Protocol):
     def body(self, layer: Layer) -> str:
         """The statements of the function."""
         ...
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A kernel some of whose steps threads run together: all call its function, each with its number `thread`."""
+
+    def shares(self, step: Step) -> bool:
+        """Is the body made for several threads?
+
+        All have the same scratch, and none reads what another may write but after `meet()`.
+        """
+        ...
+
+
+def shared(kernel: Kernel, step: Step) -> bool:
+    """Do several threads run this step together?"""
+    return isinstance(kernel, Shared) and kernel.shares(step)
 
 
 def aligned(step: Step, *values: Value) -> tuple[Value, ...]:

@@ -71,23 +71,26 @@ def _cut(data: Bytes, values: Sequence[Value]) -> list[Bytes]:
     return np.split(data, ends[:-1], axis=1)
 
 
-class _Emitted(msgspec.Struct, forbid_unknown_fields=True):
-    """What the emitter says of its program: trace ids of values, rows that stand for others, layers in order."""
+class Emitted(msgspec.Struct, forbid_unknown_fields=True):
+    """What the emitter says of its program: trace ids of values, which one each layer stores, rows, layers in order."""
 
     values: dict[str, int]
+    stores: list[int]
     pieces: dict[str, Piece]
     layers: list[Layer]
 
 
-def _emitted(folder: Path) -> _Emitted:
+def emitted(folder: Path) -> Emitted:
+    """What the emitter said of the program in a folder; BadInput where it cannot be read or was changed."""
     place = folder / PROGRAM_FILE
     try:
-        found = msgspec.json.decode(place.read_bytes(), type=_Emitted)
+        found = msgspec.json.decode(place.read_bytes(), type=Emitted)
     except (OSError, msgspec.DecodeError, RecursionError) as e:
         raise BadInput(f"cannot read {place}: {e}") from None
     numbers = [n for layer in found.layers for n in (layer.macs, layer.scratch_bytes, layer.cost)]
     ids = list(found.values.values())
-    if len(set(ids)) < len(ids) or min([*ids, *numbers], default=0) < 0:
+    known = set(ids) >= set(found.stores) and len(found.stores) == len(found.layers)
+    if len(set(ids)) < len(ids) or min([*ids, *numbers], default=0) < 0 or not known:
         raise BadInput(f"{place} is not what qcompile wrote: the folder was changed")
     return found
 
@@ -150,7 +153,7 @@ class Program:
 
     def count(self, feeds: Codes) -> Counts:
         """What one call executes in the emulator, layer by layer; ToolchainMissing where it runs natively."""
-        return count(self.build, self._graph, feeds, _emitted(self.build.folder).layers)
+        return count(self.build, self._graph, feeds, emitted(self.build.folder).layers)
 
     def trace(self, feeds: Codes) -> dict[str, Array]:
         """Every stored value by name, and the outputs by port name unless a stored value has that name."""
@@ -178,7 +181,7 @@ class Program:
     @cached_property
     def pieces(self) -> Mapping[str, Piece]:
         """Stored values that are rows of a value of the graph, by their own names."""
-        return _emitted(self.build.folder).pieces
+        return emitted(self.build.folder).pieces
 
     @property
     def ways(self) -> Sequence[Way]:
@@ -202,7 +205,7 @@ class Program:
             if name not in kinds:
                 lead, _, *rest = whole.shape
                 kinds[name] = TensorType(whole.dtype, (lead, piece.last - piece.first, *rest))
-        ids = _emitted(self.build.folder).values
+        ids = emitted(self.build.folder).values
         strange = next((name for name in ids if name not in kinds), None)
         if strange is not None:
             raise BadInput(

@@ -9,7 +9,7 @@ from qcompile import memory
 from qcompile.errors import Unsupported
 from qcompile.ir import Graph, Node, Rescale, Reshape, Value, ops
 
-from .kernel import ALIGN, Kernel, Step
+from .kernel import ALIGN, Kernel, Step, shared
 from .nest import row_major
 from .window import trails
 
@@ -206,7 +206,9 @@ class Storage:
         names = [name for found in buffers.values() for name, _ in found]
         alone = {v for v, found in buffers.items() if all(names.count(n) == 1 for n, _ in found)}
         reuse = [buffers[v] for v in kernel.reuses(step) if v in alone]
-        behind: Mapping[Value, int] = {} if kernel.raster(step) is None else trails(step)
+        # threads keep no common order
+        ordered = kernel.raster(step) is not None and not shared(kernel, step)
+        behind: Mapping[Value, int] = trails(step) if ordered else {}
         return memory.Task(
             tuple(dict.fromkeys(names)),
             step.output.name,

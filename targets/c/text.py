@@ -14,6 +14,7 @@ from qcompile.ir import Array, DType, TensorType
 
 HERE = Path(__file__).parent
 _NUMBERS_PER_LINE = 20
+_AT_ONCE = _NUMBERS_PER_LINE << 14
 
 
 def c_type(kind: DType) -> str:
@@ -62,18 +63,43 @@ class Names:
 
 def numbers(data: Array) -> str:
     """The elements as initialisers, wrapped."""
-    wide = data.dtype.itemsize == 4
-    flat = list(map(c_int if wide else str, data.ravel().tolist()))
-    lines = (
-        ", ".join(flat[i : i + _NUMBERS_PER_LINE]) for i in range(0, len(flat), _NUMBERS_PER_LINE)
-    )
-    return ",\n".join(lines)
+    flat = data.ravel()
+    parts = (_written(flat[at : at + _AT_ONCE]) for at in range(0, flat.size, _AT_ONCE))
+    return ",\n".join(parts)
+
+
+def _written(flat: Array) -> str:
+    """One array of characters, a row for each number: sign, digits, comma and space; blanks are left out."""
+    wide = flat.astype(np.int64)
+    if flat.size == 0 or wide.min() == -(1 << 31):
+        words = [c_int(n) for n in wide.tolist()]
+        rows = range(0, len(words), _NUMBERS_PER_LINE)
+        return ",\n".join(", ".join(words[i : i + _NUMBERS_PER_LINE]) for i in rows)
+    rest = np.abs(wide).astype(np.uint32)
+    width = len(str(rest.max()))
+    cells = np.empty((flat.size, width + 3), np.uint8)
+    used = np.ones(cells.shape, np.bool_)
+    cells[:, 0], used[:, 0] = ord("-"), wide < 0
+    for i in range(width, 0, -1):
+        cells[:, i] = rest % 10 + ord("0")
+        used[:, i] = (rest > 0) | (i == width)
+        rest //= 10
+    cells[:, -2:] = ord(","), ord(" ")
+    cells[_NUMBERS_PER_LINE - 1 :: _NUMBERS_PER_LINE, -1] = ord("\n")
+    used[-1, -2:] = False
+    return cells[used].tobytes().decode("ascii")
+
+
+def array_type(data: Array) -> str:
+    """The C type of an array's elements."""
+    return c_type(DType.of(data.dtype.itemsize * 8, np.issubdtype(data.dtype, np.signedinteger)))
 
 
 def array(name: str, data: Array, prefix: str) -> str:
     """Definition of a constant array of at least one element; `prefix` may say where it lies."""
-    kind = DType.of(data.dtype.itemsize * 8, np.issubdtype(data.dtype, np.signedinteger))
-    return f"static {prefix} const {c_type(kind)} {name}[{data.size}] = {{\n{numbers(data)}\n}};\n"
+    return (
+        f"static {prefix} const {array_type(data)} {name}[{data.size}] = {{\n{numbers(data)}\n}};\n"
+    )
 
 
 def affine(terms: Iterable[tuple[str, int]], constant: int = 0) -> str:

@@ -81,6 +81,7 @@ class Hexagon:
     summary = "C99 and HVX (128-byte vectors) for Hexagon DSPs, run in qemu-hexagon"
     sanitizers = "undefined behaviour, by traps"
     fabric = False
+    threads = False
     cpus: Sequence[str] = tuple(_CPUS)
 
     def lower(
@@ -108,7 +109,7 @@ class Hexagon:
             family=self.name,
             flags=flags,
             own=[*(_HERE / f for f in _FILES), *build.BARE_LINUX],
-            without=("bench.c", "host_posix.c"),
+            without=("bench.c", "profile.c", "host_posix.c"),
             facts={"zig": _zig(cpu), "emulated": _EMULATED},
         )
         return replace(model, files={**model.files, **around})

@@ -54,6 +54,7 @@ class Hls:
     summary = "HLS C++ and Verilog for FPGAs, C-simulated with g++"
     sanitizers = "address and undefined behaviour, of the C simulation"
     fabric = True
+    threads = False
     cpus: Sequence[str] = _CPUS
 
     def lower(

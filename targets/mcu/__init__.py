@@ -174,6 +174,7 @@ class CortexM:
     name: str
     sanitizers: str = "undefined behaviour, by traps"
     fabric: bool = False
+    threads: bool = False
 
     @property
     def summary(self) -> str:
@@ -217,7 +218,7 @@ class CortexM:
             family=self.name,
             flags=core.gcc,
             own=[*(_HERE / f for f in _FILES), *build.BARE],
-            without=("bench.c", "host_posix.c"),
+            without=("bench.c", "profile.c", "host_posix.c"),
             facts={
                 "float_abi": core.float_abi,
                 "zig": core.zig,

@@ -51,6 +51,7 @@ MODEL_H = """\
 int tiny_run(const int8_t *input0, const uint8_t *input1, int16_t *output0, int32_t *output1,
              void *arena);
 #ifdef TINY_TRACE
+#define TINY_STORED 8u
 void tiny_trace(uint32_t id, const void *data, uint32_t bytes);
 #endif
 #endif
@@ -130,7 +131,9 @@ def emitted(folder: Path, family: str, model: str = MODEL_C) -> Path:
     files = build.support_files(graph(), name=NAME, family=family, flags=flags, own=OWN[family])
     own = {
         "model.c": model, "model.h": MODEL_H, "vectors.h": vectors_h(3), "weights.h": "",
-        "program.json": json.dumps({"values": STORED, "pieces": {}, "layers": []}),
+        "program.json": json.dumps(
+            {"values": STORED, "stores": [], "pieces": {}, "layers": []}
+        ),
     }  # fmt: skip
     for name, content in {**files, **{k: v.encode() for k, v in own.items()}}.items():
         (folder / name).write_bytes(content)
@@ -338,6 +341,8 @@ def test_every_file_compiles_without_a_warning(tmp_path: Path, compiler: str, tr
     sources = sorted(folder.glob("*.c"))
     assert {s.name for s in sources} >= {"runner.c", "selftest.c", "bench.c", "host_posix.c"}
     for source in sources:
+        if source.name == "profile.c" and not traced:
+            continue
         options = ["-std=c99", "-O2", *STRICT, *(["-DTINY_TRACE"] if traced else [])]
         done = subprocess.run(
             [*command, *options, "-c", str(source), "-o", str(tmp_path / "x.o")],

@@ -16,7 +16,10 @@ from qcompile.targets.c.certify import inspect
 ZIG = (sys.executable, "-m", "ziglang", "cc")
 COMPILERS = {
     "x86": ("gcc", "-O2"),
-    "x86-avx512": (*ZIG, "-target", "x86_64-linux-gnu", "-mcpu=x86_64_v4+avx512vnni", "-O3"),
+    "x86-avx512": (
+        *(*ZIG, "-target", "x86_64-linux-gnu"),
+        *("-mcpu=x86_64_v4+avx512vnni+avxvnni", "-O3"),
+    ),
     "arm": (*ZIG, "-target", "aarch64-linux-musl", "-mcpu=generic+dotprod", "-O3"),
     "cortex-m0": (*ZIG, "-target", "thumb-freestanding-eabi", "-mcpu=cortex_m0", "-O3"),
     "cortex-m4": (*ZIG, "-target", "thumb-freestanding-eabihf", "-mcpu=cortex_m4", "-O3"),
@@ -186,6 +189,17 @@ X86_INTEGER = """
     vmaskmovps %ymm1, %ymm2, (%rax); vgatherdps %ymm1, (%rax,%ymm2), %ymm0; vblendmps %zmm1, %zmm2, %zmm0
     vcompressps %zmm1, %zmm0; vshuff32x4 $1, %zmm1, %zmm2, %zmm0; vxorps %ymm1, %ymm2, %ymm0; vmovups %zmm0, (%rax)
     vpternlogd $1, %zmm1, %zmm2, %zmm0; vpmovusdb %zmm0, %xmm0; vzeroupper; rep stosl; movsl; cmpsl; push %rax; lodsl
+    {vex} vpdpbusd %ymm1, %ymm2, %ymm0; {vex} vpdpbusds %xmm1, %xmm2, %xmm9
+    {vex} vpdpwssd (%rax), %ymm12, %ymm0; {vex} vpdpwssds 8(%rsp), %ymm2, %ymm0
+    {vex} vpdpbusd 800(%r12), %ymm2, %ymm0; {vex} vpdpbusd (%r13), %ymm2, %ymm0
+    {vex} vpdpbusd 8(,%rax,4), %ymm2, %ymm0; {vex} vpdpbusd (%r13,%r12), %ymm2, %ymm0
+    {vex} vpdpbusd (%rip), %ymm2, %ymm0; vpmovsdb %zmm0, (%rax){%k1}; vpmovwb %zmm1, %ymm0
+    vmovdqu8 (%rax), %zmm0{%k1}{z}; vmovdqu16 %ymm0, (%rax){%k2}; vmovdqa64 %zmm1, 64(%rsp)
+    vmovaps %zmm1, (%rsp); kmovq %rax, %k1; kshiftrd $1, %k1, %k2; vpsllvd %zmm1, %zmm2, %zmm0
+    vpermi2d %zmm1, %zmm2, %zmm0; vpshufd $245, %zmm1, %zmm0{%k1}; vextracti64x4 $1, %zmm1, %ymm0
+    valignd $1, %zmm1, %zmm2, %zmm0; vpsravd %zmm1, %zmm2, %zmm0; vpmaskmovd %ymm1, %ymm2, (%rax)
+    vpdpbusd (%rax){1to16}, %zmm2, %zmm0; vdbpsadbw $1, %ymm1, %ymm2, %ymm0
+    vtestps %ymm1, %ymm0; vtestpd %xmm1, %xmm0; vptest %ymm1, %ymm0; vptestnmd %zmm1, %zmm0, %k1
     imul %rax, %rcx; cltd; bswap %eax; endbr64; clflush (%rax); cmovs %eax, %ecx
 """
 ARM_FLOAT = """

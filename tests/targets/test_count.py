@@ -158,7 +158,7 @@ def test_a_network_is_counted_as_the_log_has_it(tmp_path: Path, family: str, cpu
     found = count.count(made, g, FEEDS, layers("a", "b"))
     assert count.count(made, g, FEEDS, layers("a", "b")) == found
     wanted = logged(made, tmp_path)
-    assert found.total == wanted.total() > 400
+    assert found.total == wanted.total() > 100
     assert found.entry == wanted[f"{NAME}_run"]
     functions = sorted(n for n in wanted if n.startswith("layer_"))
     assert len(functions) == 2

@@ -17,8 +17,8 @@ from qcompile.artifact import load
 from qcompile.errors import BadInput, QcompileError, ToolchainMissing
 from qcompile.ir import Graph
 from qcompile.manifest import MANIFEST_FILE
+from qcompile.program import emitted
 from qcompile.target import Codes, Counts, names
-from qcompile.targets.c.run import emitted
 
 MACHINES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(names(), ()),

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qcompile.ir import Array, Graph, Port, TensorType, Value, arith
+from qcompile.program import PROGRAM_FILE
 from qcompile.target import ANYWHERE, Codes, Layer, Lowered, Piece, Placement
 
 from . import bands, binary
@@ -34,10 +35,7 @@ from .text import (
     type_comment,
 )
 
-__all__ = ["PROGRAM_FILE", "fuse", "lower"]
-
-PROGRAM_FILE = "program.json"
-"""Says under which id a trace build reports each value, and which layers there are."""
+__all__ = ["fuse", "lower"]
 
 
 def lower(

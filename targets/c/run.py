@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.errors import BadInput, VerificationMismatch
 from qcompile.ir import Array, Graph, TensorType, Value
-from qcompile.target import Codes, Counts, Layer, Piece, Way
+from qcompile.program import PROGRAM_FILE, emitted
+from qcompile.target import Codes, Counts, Piece, Way
 
 from .build import Build, call, first_lines
 from .count import count
-from .emit import PROGRAM_FILE
 
 Bytes = NDArray[np.uint8]
 
@@ -69,30 +68,6 @@ def _cut(data: Bytes, values: Sequence[Value]) -> list[Bytes]:
     """Cut [calls, bytes of all values] into one [calls, bytes] for each."""
     ends = np.cumsum([v.type.bytes for v in values])
     return np.split(data, ends[:-1], axis=1)
-
-
-class Emitted(msgspec.Struct, forbid_unknown_fields=True):
-    """What the emitter says of its program: trace ids of values, which one each layer stores, rows, layers in order."""
-
-    values: dict[str, int]
-    stores: list[int]
-    pieces: dict[str, Piece]
-    layers: list[Layer]
-
-
-def emitted(folder: Path) -> Emitted:
-    """What the emitter said of the program in a folder; BadInput where it cannot be read or was changed."""
-    place = folder / PROGRAM_FILE
-    try:
-        found = msgspec.json.decode(place.read_bytes(), type=Emitted)
-    except (OSError, msgspec.DecodeError, RecursionError) as e:
-        raise BadInput(f"cannot read {place}: {e}") from None
-    numbers = [n for layer in found.layers for n in (layer.macs, layer.scratch_bytes, layer.cost)]
-    ids = list(found.values.values())
-    known = set(ids) >= set(found.stores) and len(found.stores) == len(found.layers)
-    if len(set(ids)) < len(ids) or min([*ids, *numbers], default=0) < 0 or not known:
-        raise BadInput(f"{place} is not what qcompile wrote: the folder was changed")
-    return found
 
 
 class Program:

@@ -74,9 +74,9 @@ def _kernels(has: isa.Isa | None, threads: int) -> Sequence[Kernel]:
         return PORTABLE
     return (
         Gemm(has, threads),
-        Depthwise(has),
-        MaxPool(has),
-        Elementwise(has),
+        Depthwise(has, threads),
+        MaxPool(has, threads),
+        Elementwise(has, threads),
         Table(has),
         Transpose(has),
         *PORTABLE,

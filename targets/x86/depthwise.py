@@ -63,6 +63,7 @@ class Depthwise:
     """
 
     isa: Isa
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -91,6 +92,10 @@ class Depthwise:
             case _:
                 return False
         return fit and x.dtype.bytes == 1 and out.dtype.bytes <= 2 and taps <= _MOST_TAPS
+
+    def shares(self, step: Step) -> bool:
+        """See Shared."""
+        return self._sweep(step.node).shared
 
     def cost(self, step: Step) -> int:
         """Cycles by the model."""
@@ -150,7 +155,9 @@ class Depthwise:
 
     def _sweep(self, node: Node) -> Sweep:
         tile, _ = tile_of(self.isa, window_of(node))
-        return sweep_of(node, _FOUR * self.isa.lanes, tile.rows, tile.columns, tile.joined)
+        return sweep_of(
+            node, _FOUR * self.isa.lanes, tile.rows, tile.columns, tile.joined, self.threads
+        )
 
     def _order(self, sweep: Sweep) -> NDArray[np.intp]:
         """The channel of every lane of the parameters: whole registers, in the order of woven bytes."""

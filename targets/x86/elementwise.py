@@ -17,6 +17,9 @@ from .epilogue import Epilogue
 from .isa import Isa
 
 _AT_ONCE = 4
+_WORTH = 1 << 13
+"""Elements that are worth a meeting of threads."""
+
 _NARROW_ZERO = 255
 _WIDE_ZERO = 1 << 29
 """Zero points that the stores of bytes and of wider results take."""
@@ -24,9 +27,10 @@ _WIDE_ZERO = 1 << 29
 
 @dataclass(frozen=True)
 class Elementwise:
-    """One pass over the elements."""
+    """One pass over the elements, by `threads` together."""
 
     isa: Isa
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -49,6 +53,10 @@ class Elementwise:
         once = rescale is step.node or sum(v is step.node.output for v in rescale.inputs) == 1
         most = _NARROW_ZERO if step.output.type.dtype.bytes == 1 else _WIDE_ZERO
         return once and abs(rescale.op.zero_point) <= most
+
+    def shares(self, step: Step) -> bool:
+        """See Shared: all but what is done sooner than threads meet."""
+        return self.threads > 1 and step.output.type.size >= _WORTH and bool(_nest(step)[0].loops)
 
     def cost(self, step: Step) -> int:
         """Cycles: every operand's loads and product, then the results."""
@@ -81,14 +89,26 @@ class Elementwise:
             return self._block(layer, nest, inner, 1)
         *outer, (variable, extent) = nest.loops
         lines = [f"for (int {v} = 0; {v} < {n}; ++{v}) {{" for v, n in outer]
+        shared = self.shares(step)
+        if shared and outer:
+            v, n = outer[0]
+            lines[0] = f"for (int {v} = SHARE({n}, thread); {v} < SHARE({n}, thread + 1); ++{v}) {{"
+        alone = shared and not outer
         block = _AT_ONCE * self.isa.lanes
         whole = extent - extent % block
         for first, end, size in ((0, whole, block), (whole, extent, extent - whole)):
-            if first < end:
-                loop = f"for (int {variable} = {first}; {variable} < {end}; {variable} += {size})"
-                once = f"{{\nconst int {variable} = {first};"
-                lines.append(once if end - first == size else f"{loop} {{")
-                lines += [self._block(layer, nest, inner, size), "}"]
+            if first == end:
+                continue
+            loop = f"for (int {variable} = {first}; {variable} < {end}; {variable} += {size}) {{"
+            if alone and size == block:
+                share = f"SHARE({whole // block}, thread"
+                loop = (
+                    f"for (int {variable} = {share}) * {block}; {variable} < {share} + 1) * {block};"
+                    f" {variable} += {block}) {{"
+                )
+            elif end - first == size:
+                loop = f"{'if (thread == 0) ' if alone else ''}{{\nconst int {variable} = {first};"
+            lines += [loop, self._block(layer, nest, inner, size), "}"]
         return "\n".join([*lines, *["}"] * len(outer)])
 
     def _block(self, layer: Layer, nest: Nest, inner: Mapping[str, int], size: int) -> str:

@@ -23,6 +23,7 @@ class MaxPool:
     """The largest byte under each window."""
 
     isa: Isa
+    threads: int = 1
 
     @property
     def name(self) -> str:
@@ -43,6 +44,10 @@ class MaxPool:
         # Of few taps and without a border, compilers make as good code, and the image is not copied.
         worth = window.taps > _FEW_TAPS or self._sweep(step.node).bordered
         return worth and window.taps <= _MOST_TAPS
+
+    def shares(self, step: Step) -> bool:
+        """See Shared."""
+        return self._sweep(step.node).shared
 
     def cost(self, step: Step) -> int:
         """Cycles: loads of the taps, and the copies of the image."""
@@ -90,7 +95,7 @@ class MaxPool:
 
     def _sweep(self, node: Node) -> Sweep:
         block = 4 * self.isa.lanes
-        ways = (sweep_of(node, block, 1, 1, joined) for joined in (False, True))
+        ways = (sweep_of(node, block, 1, 1, joined, self.threads) for joined in (False, True))
         return min(ways, key=self._cost)
 
     def _cost(self, sweep: Sweep) -> int:

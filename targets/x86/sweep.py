@@ -10,6 +10,9 @@ from qcompile.ir import Node, ops
 from ..c.kernel import Scratch
 from ..c.window import Window, window_of
 
+_WORTH = 128
+"""Registers of results that are worth a meeting of threads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
@@ -17,7 +20,7 @@ class Sweep:
 
     Where `joined`, a register holds the channels of several pixels: whatever lies side by side in a row of results.
     The rows then have their columns 0, stride, 2 * stride ... first, so that what these outputs meet at one tap lies
-    side by side too. `right` columns of border end a row.
+    side by side too. `right` columns of border end a row. `threads` share the tiles, each with a ring of its own.
     """
 
     window: Window
@@ -26,6 +29,7 @@ class Sweep:
     columns: int
     joined: bool
     right: int
+    threads: int = 1
 
     @property
     def span(self) -> int:
@@ -88,12 +92,31 @@ class Sweep:
         )
 
     @property
+    def tiles(self) -> int:
+        """Rows of tiles; the last may overlap the one before."""
+        return -(-self.window.y.out // self.rows)
+
+    @property
+    def shared(self) -> bool:
+        """Do threads share it? A thread has two rows of tiles, so that no two threads make the same results."""
+        return self.threads > 1 and self.tiles >= 2 * self.threads and self.registers >= _WORTH
+
+    @property
+    def ring(self) -> int:
+        """Bytes of a ring, and of what is read beyond it."""
+        return self.span * self.pitch + self.block
+
+    @property
     def scratch(self) -> Scratch:
-        """The ring, and what is read beyond it."""
-        return Scratch((("image", "uint8_t", self.span * self.pitch + self.block),))
+        """The ring, or a ring for every thread."""
+        if self.shared:
+            return Scratch((("rings", "uint8_t", self.threads * self.ring),))
+        return Scratch((("image", "uint8_t", self.ring),))
 
 
-def sweep_of(node: Node, block: int, rows: int, columns: int, joined: bool) -> Sweep:
+def sweep_of(
+    node: Node, block: int, rows: int, columns: int, joined: bool, threads: int = 1
+) -> Sweep:
     """Of a Conv or a pooling."""
     assert isinstance(node.op, ops.Conv | ops.MaxPool | ops.SumPool)
-    return Sweep(window_of(node), block, rows, columns, joined, node.op.pads[-1])
+    return Sweep(window_of(node), block, rows, columns, joined, node.op.pads[-1], threads)

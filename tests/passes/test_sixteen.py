@@ -279,7 +279,7 @@ def test_mixed_networks_equal_their_c(networks: dict[str, Compiled]) -> None:
 
 
 def test_mixed_networks_equal_their_c_on_arm(networks: dict[str, Compiled]) -> None:
-    from qcompile.targets.arm.dotprod import KERNELS
+    from qcompile.targets.arm.kernels import DOTPROD as KERNELS
 
     graphs = [networks[n].done.graph for n in ("all 16", "mixed by hand")]
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from qcompile.ir import Conv, DType, Graph, MatMul, Port, TensorType, Value
-from qcompile.targets.arm.dotprod import KERNELS
+from qcompile.targets.arm.kernels import DOTPROD as KERNELS
 from qcompile.targets.c.kernels import PORTABLE
 from tests.native import ZIG, check
 from tests.strategies import OPERATORS, singles

@@ -43,9 +43,13 @@ def lattice(distinct: Distinct, fmt: Int) -> Quantizer | None:
         return None
     seen = distinct.values
     values = np.union1d(seen.astype(np.float64), 0.0)
-    span, gap = float(values[-1] - values[0]), float(np.diff(values).min())
+    gaps = np.diff(values)
+    narrowest = int(gaps.argmin())
+    span, gap = float(values[-1] - values[0]), float(gaps[narrowest])
+    # of float32 values, whose difference may be off by as much as their last place
+    off = float(np.spacing(np.abs(values[narrowest : narrowest + 2]).max().astype(np.float32)))
     for steps in range(1, _GAP_STEPS + 1):
-        if span * steps > (fmt.levels - 0.5) * gap:
+        if span * steps > (fmt.levels - 0.5) * (gap + off):
             return None
         if (scale := _float32_step(seen, _refined(values, gap / steps))) is not None:
             codes = np.rint(values / scale)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from qcompile.ir import Graph, Node, Op, Rescale, Value, ops
 from qcompile.target import Piece
 
-from .kernel import Kernel, Step
+from .kernel import ALIGN, Kernel, Step
 from .storage import Storage, fuse
 
 _COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
@@ -271,12 +271,12 @@ def configurations(graph: Graph) -> Iterator[Banded]:
             yield made
 
 
-def fit(graph: Graph, kernels: Sequence[Kernel], limit: int) -> Banded:
+def fit(graph: Graph, kernels: Sequence[Kernel], limit: int, align: int = ALIGN) -> Banded:
     """What computes least of all whose arena, inputs and outputs take at most `limit` bytes, else the smallest."""
     room = limit - sum(v.type.bytes for _, v in (*graph.inputs, *graph.outputs))
-    if Storage(graph, kernels).plan().peak <= room:
+    if Storage(graph, kernels, align).plan().peak <= room:
         return Banded(graph)
-    found = [_Found(made, kernels) for made in configurations(graph)]
+    found = [_Found(made, kernels, align) for made in configurations(graph)]
     for one in sorted(found, key=lambda one: one.macs):
         if one.least <= room and one.storage.plan().peak <= room:
             return one.made
@@ -285,15 +285,15 @@ def fit(graph: Graph, kernels: Sequence[Kernel], limit: int) -> Banded:
 
 def smallest(graph: Graph, kernels: Sequence[Kernel]) -> Banded:
     """What needs the smallest arena, and of several the one that computes least."""
-    return _smallest([_Found(made, kernels) for made in configurations(graph)])
+    return _smallest([_Found(made, kernels, ALIGN) for made in configurations(graph)])
 
 
 class _Found:
     """A configuration and what it costs at least."""
 
-    def __init__(self, made: Banded, kernels: Sequence[Kernel]) -> None:
+    def __init__(self, made: Banded, kernels: Sequence[Kernel], align: int) -> None:
         self.made, self.macs = made, made.macs
-        self.storage = Storage(made.graph, kernels)
+        self.storage = Storage(made.graph, kernels, align)
         self.least = self.storage.least
 
 

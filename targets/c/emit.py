@@ -57,7 +57,9 @@ def lower(
         raise ValueError(f"{name!r} is no C identifier")
     banded = bands.Banded(graph)
     if placement.max_ram is not None:
-        banded = bands.fit(graph, kernels, placement.max_ram - placement.stack)
+        banded = bands.fit(
+            graph, kernels, placement.max_ram - placement.stack, k.LINE if hosted else k.ALIGN
+        )
     program = _Program(banded.graph, name, isa, kernels, hosted, placement.threads)
     made = program.files(vectors, placement, banded.pieces)
     return replace(made, bands=banded.count)
@@ -80,10 +82,11 @@ class _Program:
         self.arrays: dict[tuple[str, bytes], tuple[str, Array]] = {}
         self.large = binary.threshold(graph) if hosted else None
         self.functions: dict[str, str] = {}
-        self.storage = Storage(graph, kernels)
+        self.align = k.LINE if hosted else k.ALIGN
+        self.storage = Storage(graph, kernels, self.align)
         self.steps, self.kernels = self.storage.steps, self.storage.kernels
         self.plan = self.storage.plan()
-        self.arena = max(self.plan.peak, k.ALIGN)
+        self.arena = max(self.plan.peak, self.align)
         self.pointers = self._pointers()
 
     def _pointers(self) -> dict[Value, str]:
@@ -195,7 +198,7 @@ class _Program:
             "outputs": [_port("OUTPUT", i, p, v) for i, (p, v) in enumerate(self.graph.outputs)],
             "signature": self._signature(),
             "arena": self.arena,
-            "align": k.ALIGN,
+            "align": self.align,
             "threads": self.threads,
             "stored": len(stored),
             "weight_bytes": weight_bytes,

@@ -18,6 +18,9 @@ from .text import c_int, c_type, cast, minus
 ALIGN = 16
 """Alignment of the arena and of everything in it."""
 
+LINE = 64
+"""The same where processors have caches: a register that lies across two lines is loaded as two."""
+
 _INT32 = (-(1 << 31), (1 << 31) - 1)
 
 

@@ -152,8 +152,8 @@ def _side_by_side(node: Node) -> bool:
 class Storage:
     """Which kernel computes which step, in which order, and where everything is stored meanwhile."""
 
-    def __init__(self, graph: Graph, kernels: Sequence[Kernel]) -> None:
-        self.graph, self.views = graph, Views(graph)
+    def __init__(self, graph: Graph, kernels: Sequence[Kernel], align: int = ALIGN) -> None:
+        self.graph, self.views, self.align = graph, Views(graph), align
         steps = [step for step in fuse(graph) if step.node not in self.views.nodes]
         self._chosen = {step: cheapest(step, kernels) for step in steps}
         self.claimed = self._claim_outputs()
@@ -167,7 +167,7 @@ class Storage:
             if whole is not v:
                 self._tied[v.name] = (whole.name, at * v.type.dtype.bytes)
         tasks = [self._task(step) for step in steps]
-        order = memory.order(tasks, self._sizes, ALIGN, self._tied)
+        order = memory.order(tasks, self._sizes, align, self._tied)
         self.steps = [steps[i] for i in order]
         self._tasks = [tasks[i] for i in order]
 
@@ -179,11 +179,11 @@ class Storage:
     @property
     def least(self) -> int:
         """Bytes of arena that no plan for these steps can do without; quickly found."""
-        return memory.max_live(self._tasks, self._sizes, ALIGN, self._tied)
+        return memory.max_live(self._tasks, self._sizes, self.align, self._tied)
 
     def plan(self) -> memory.Plan:
         """Places in the arena."""
-        return memory.plan(self._tasks, self._sizes, ALIGN, self._tied)
+        return memory.plan(self._tasks, self._sizes, self.align, self._tied)
 
     def _claim_outputs(self) -> dict[Value, int]:
         """Which made value is written straight to which output: the first that shows its bytes."""

@@ -369,3 +369,13 @@ def test_an_input_that_shares_its_quantizer_is_no_lattice() -> None:
     assert close(
         plan.quantizers["x"], affine(computed(np.float32(pixels), ["n"])["n"].min(), 255.0, INT8)
     )
+
+
+def test_a_lattice_whose_narrowest_gap_was_rounded_is_found() -> None:
+    """-136 and -135 steps of 125377 differ by one less in float32, where 65535 steps would need 65536 levels."""
+    codes = np.array([-136, *range(-135, 17), 65399])
+    x = codes.astype(np.float32) * np.float32(125377)
+    q = found(x, WIDE)
+    assert q is not None
+    assert q.scale == (125377.0,)
+    np.testing.assert_array_equal(round_trip(x, q), x)

@@ -6,13 +6,12 @@ import ctypes
 import signal
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from qcompile.calls import Bytes, Calls
 from qcompile.errors import BadInput, VerificationMismatch
 from qcompile.ir import Array, Graph, TensorType, Value
 from qcompile.program import PROGRAM_FILE, emitted
@@ -21,47 +20,10 @@ from qcompile.target import Codes, Counts, Piece, Way
 from .build import Build, call, first_lines
 from .count import count
 
-Bytes = NDArray[np.uint8]
-
 _RUN_SECONDS = 900
 _OUTPUTS_ID = 0xFFFFFFFF
 _CALLS_PER_PROCESS = 64
 _TRACED_CALLS_PER_PROCESS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class _Border:
-    """How rows become calls of the static batch; the last call is filled up with zeros."""
-
-    graph: Graph
-
-    def pack(self, feeds: Codes) -> tuple[list[Bytes], int]:
-        """Each input as [calls, bytes], and the number of rows."""
-        packed: list[Bytes] = []
-        counts: set[int] = set()
-        for port, value in self.graph.inputs:
-            if port.name not in feeds:
-                raise BadInput(f"input {port.name} is not given")
-            x, kind = np.asarray(feeds[port.name]), value.type
-            whole_calls = self.graph.free_batch or not (x.shape and x.shape[0] % kind.shape[0])
-            if x.dtype != kind.dtype.numpy or x.shape[1:] != kind.shape[1:] or not whole_calls:
-                raise BadInput(
-                    f"input {port.name} takes {kind}, not {x.dtype} of shape {list(x.shape)}"
-                )
-            counts.add(len(x))
-            calls = -(-len(x) // kind.shape[0])
-            whole = np.zeros((calls * kind.shape[0], *kind.shape[1:]), kind.dtype.numpy)
-            whole[: len(x)] = x
-            packed.append(whole.reshape(calls, kind.size).view(np.uint8))
-        if len(counts) != 1:
-            raise BadInput(f"the inputs have different numbers of rows: {sorted(counts)}")
-        return packed, counts.pop()
-
-    def unpack(self, kind: TensorType, data: Bytes, rows: int) -> Array:
-        """Read [calls, bytes] as a tensor, rows first."""
-        flat = np.ascontiguousarray(data).view(kind.dtype.numpy)
-        whole = flat.reshape(len(data) * kind.shape[0], *kind.shape[1:])
-        return whole[:rows] if self.graph.free_batch else whole
 
 
 def _cut(data: Bytes, values: Sequence[Value]) -> list[Bytes]:
@@ -76,7 +38,7 @@ class Program:
     def __init__(self, build: Build, graph: Graph) -> None:
         self.build = build
         self._graph = graph
-        self._border = _Border(graph)
+        self._calls = Calls(graph)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -105,7 +67,7 @@ class Program:
 
     def run(self, feeds: Codes) -> dict[str, Array]:
         """Codes in, codes out, for any number of rows."""
-        packed, rows = self._border.pack(feeds)
+        packed, rows = self._calls.pack(feeds)
         calls = np.concatenate(packed, axis=1)
         values = [v for _, v in self._graph.outputs]
         size = sum(v.type.bytes for v in values)
@@ -122,7 +84,7 @@ class Program:
 
     def _outputs(self, data: Sequence[Bytes], rows: int) -> dict[str, Array]:
         return {
-            port.name: self._border.unpack(value.type, part, rows)
+            port.name: self._calls.unpack(value.type, part, rows)
             for (port, value), part in zip(self._graph.outputs, data, strict=True)
         }
 
@@ -132,7 +94,7 @@ class Program:
 
     def trace(self, feeds: Codes) -> dict[str, Array]:
         """Every stored value by name, and the outputs by port name unless a stored value has that name."""
-        packed, rows = self._border.pack(feeds)
+        packed, rows = self._calls.pack(feeds)
         calls = np.concatenate(packed, axis=1)
         by_id = self._stored_types()
         outputs = [v for _, v in self._graph.outputs]
@@ -149,7 +111,7 @@ class Program:
         joined = {i: np.concatenate(parts) for i, parts in frames.items()}
         ports = self._outputs(_cut(joined.pop(_OUTPUTS_ID), outputs), rows)
         values = {
-            name: self._border.unpack(kind, joined[i], rows) for i, (name, kind) in by_id.items()
+            name: self._calls.unpack(kind, joined[i], rows) for i, (name, kind) in by_id.items()
         }
         return {**ports, **values}
 
@@ -222,7 +184,7 @@ class Library(Program):
 
     def run(self, feeds: Codes) -> dict[str, Array]:
         """Codes in, codes out, for any number of rows."""
-        packed, rows = self._border.pack(feeds)
+        packed, rows = self._calls.pack(feeds)
         calls = len(packed[0])
         results = [np.empty((calls, v.type.bytes), np.uint8) for _, v in self._graph.outputs]
         align = self.build.number("ARENA_ALIGN")

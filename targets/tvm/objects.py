@@ -16,12 +16,12 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
+from qcompile.calls import Bytes, Calls
 from qcompile.errors import QcompileError
 from qcompile.ir import Array, Graph
 from qcompile.target import Codes, FloatCertificate
 
 from ..c import build, certify
-from .border import Border, Bytes
 from .emit import package_name
 from .process import SECONDS, command, environment, last_lines
 
@@ -82,8 +82,8 @@ class Objects:
 
     def run(self, compiler: tuple[str, ...], graph: Graph, feeds: Codes) -> dict[str, Array]:
         """Codes in, codes out, through the plain C interface."""
-        border = Border(graph)
-        packed, rows = border.pack(feeds)
+        calls = Calls(graph)
+        packed, rows = calls.pack(feeds)
         library = ctypes.CDLL(str(self.linked(compiler)))
         entry = library[f"{self.name}_run"]
         entry.restype = None
@@ -103,7 +103,7 @@ class Objects:
             for result, y in zip(results, outputs, strict=True):
                 result[call] = y
         return {
-            port.name: border.unpack(v.type, data, rows)
+            port.name: calls.unpack(v.type, data, rows)
             for (port, v), data in zip(graph.outputs, results, strict=True)
         }
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from qcompile.calls import Calls
 from qcompile.errors import ToolchainMissing
 from qcompile.ir import Array, Graph, TensorType
 from qcompile.target import Codes, Counts, Piece, Way
 
-from .border import Border
 from .objects import Objects, compiler
 from .process import Service
 
@@ -62,14 +62,14 @@ class Module:
     def _asked(
         self, kind: str, feeds: Codes, results: Sequence[tuple[str, TensorType]]
     ) -> list[tuple[str, Array]]:
-        border = Border(self._graph)
-        parts, rows = border.pack(feeds)
+        calls = Calls(self._graph)
+        parts, rows = calls.pack(feeds)
         packed = np.concatenate(parts, axis=1)
         sizes = [t.bytes for _, t in results]
         answer = self._service.ask(kind, len(packed), packed.tobytes(), sum(sizes))
         data = np.frombuffer(answer, np.uint8).reshape(len(packed), sum(sizes))
         cut = np.split(data, np.cumsum(sizes)[:-1], axis=1)
         return [
-            (name, border.unpack(t, part, rows))
+            (name, calls.unpack(t, part, rows))
             for (name, t), part in zip(results, cut, strict=True)
         ]

@@ -104,6 +104,11 @@ class X86:
     ) -> Lowered:
         """Emit the program; pure."""
         has = _isa(cpu)
+        if has is None and placement.threads > 1:
+            raise BadInput(
+                f"--threads needs vectors, and --cpu={cpu} means portable C here, which runs on one processor"
+                f" core; choose one of {', '.join(isa.ISAS)}"
+            )
         model = emit.lower(
             graph,
             name=name,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
+_ROWS = HERE / "vectors_rows.h"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ AVX512_VNNI = Isa(
     dot_cost=1.0,
     load_cost=1.0,
     epilogue_cost=5.0,
-    headers=(HERE / "vectors_avx512vnni.h",),
+    headers=(_ROWS, HERE / "vectors_avx512vnni.h"),
     flags=("-march=x86-64-v4", "-mavx512vnni"),
     zig="-mcpu=x86_64_v4+avx512vnni",
     needs=_V4 | {"avx512_vnni"},
@@ -73,7 +74,7 @@ AVX_VNNI = Isa(
     dot_cost=0.5,
     load_cost=0.5,
     epilogue_cost=3.0,
-    headers=(HERE / "vectors_ymm.h", HERE / "vectors_avxvnni.h"),
+    headers=(_ROWS, HERE / "vectors_ymm.h", HERE / "vectors_avxvnni.h"),
     flags=("-march=x86-64-v3", "-mavxvnni"),
     zig="-mcpu=x86_64_v3+avxvnni",
     needs=_V3 | {"avx_vnni"},
@@ -87,7 +88,7 @@ _AVX2_SMALL = Isa(
     dot_cost=0.75,
     load_cost=0.5,
     epilogue_cost=3.0,
-    headers=(HERE / "vectors_ymm.h", HERE / "vectors_avx2.h"),
+    headers=(_ROWS, HERE / "vectors_ymm.h", HERE / "vectors_avx2.h"),
     flags=("-march=x86-64-v3",),
     zig="-mcpu=x86_64_v3",
     needs=_V3,

@@ -5,6 +5,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "vectors_rows.h"
+
 #define LANES 8
 
 typedef __m256i vec;
@@ -264,18 +266,6 @@ static inline void copy_row(uint8_t *to, const void *from, int bytes, int left, 
     __builtin_memset(to + left + bytes, border, (size_t)right);
 }
 
-/* The same of int16. */
-static inline void copy_row_i16(int16_t *to, const int16_t *from, int count, int left, int right, int16_t border)
-{
-    for (int i = 0; i < left; ++i) {
-        to[i] = border;
-    }
-    __builtin_memcpy(to + left, from, (size_t)count * sizeof *to);
-    for (int i = 0; i < right; ++i) {
-        to[left + count + i] = border;
-    }
-}
-
 /* Hides where a pointer comes from: compilers would carry what a loop loads over to its next turn, and spill it. */
 #define OPAQUE(pointer) __asm__("" : "+r"(pointer))
 
@@ -373,31 +363,6 @@ static inline vec load_some(const void *from, int bytes)
     }
     __builtin_memcpy(all, from, (size_t)bytes);
     return _mm256_loadu_si256((const void *)all);
-}
-
-/* Sixteen by sixteen bytes, rows to columns; rows are so many bytes apart. */
-static inline void transpose_tile(uint8_t *to, int to_pitch, const uint8_t *from, int from_pitch)
-{
-    __m128i a[16], b[16];
-    for (int i = 0; i < 16; ++i) {
-        a[i] = _mm_loadu_si128((const void *)(from + i * from_pitch));
-    }
-    for (int i = 0; i < 8; ++i) {
-        b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
-        b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
-    }
-    for (int i = 0; i < 8; ++i) {
-        a[2 * i] = _mm_unpacklo_epi8(b[i], b[i + 8]);
-        a[2 * i + 1] = _mm_unpackhi_epi8(b[i], b[i + 8]);
-    }
-    for (int i = 0; i < 8; ++i) {
-        b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
-        b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
-    }
-    for (int i = 0; i < 8; ++i) {
-        _mm_storeu_si128((void *)(to + 2 * i * to_pitch), _mm_unpacklo_epi8(b[i], b[i + 8]));
-        _mm_storeu_si128((void *)(to + (2 * i + 1) * to_pitch), _mm_unpackhi_epi8(b[i], b[i + 8]));
-    }
 }
 
 #endif

@@ -12,15 +12,20 @@ from elftools.elf.elffile import ELFFile
 
 from qcompile import target as families
 from qcompile.errors import BadInput
+from qcompile.ir import DType, Graph
 from qcompile.job import Job
 from qcompile.options import Options
 from qcompile.target import Placement
-from qcompile.targets.c import build
+from qcompile.targets.c import build, emit
+from qcompile.targets.c.emit import fuse
 from qcompile.targets.c.kernel import Step
 from qcompile.targets.c.kernels import PORTABLE
-from qcompile.targets.x86 import isa
+from qcompile.targets.x86 import elementwise, isa, sweep
 from qcompile.targets.x86.gemm import Gemm
 from tests.native import check
+from tests.targets import test_x86_depthwise as depthwises
+from tests.targets import test_x86_elementwise as elements
+from tests.targets import test_x86_pool as pools
 from tests.targets.test_families import NAME, data, network, same
 from tests.targets.test_x86_gemm import drawn, plain, way
 
@@ -46,12 +51,43 @@ def test_shared_layers_equal_the_graph(tmp_path: Path, threads: int) -> None:
     check(graphs, tmp_path, compiler=here.compiler, kernels=kernels, threads=threads)
 
 
+def tall(seed: int) -> Graph:
+    """Windows on an image of many rows: every thread has two rows of tiles or more, mostly."""
+    maker = pools.Pools(seed)
+    x = maker.input(DType.I8, (int(maker.one(1, 2)), 47, 6, int(maker.one(8, 24, 70))))
+    return maker.done(
+        *(maker.layer(x, DType.I8) for _ in range(4)), *(maker.largest(x) for _ in range(2))
+    )
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_shared_rows_and_elements_equal_the_graph_and_do_not_race(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(sweep, "_WORTH", 1)
+    monkeypatch.setattr(elementwise, "_WORTH", 1)
+    here = plain(isa.AVX512_VNNI)
+    kernels = [
+        kernel(here.isa, threads) for kernel in (depthwises.Chosen, pools.Chosen, elements.Chosen)
+    ]
+    graphs = [
+        *map(tall, range(3)),
+        *map(depthwises.chain, range(2)),
+        *map(elements.chain, range(3)),
+        elements.drawn(5),
+    ]
+    compiler = (*here.compiler, *RACES)
+    check(graphs, tmp_path, compiler=compiler, kernels=(*kernels, *PORTABLE), threads=threads)
+    shared = [
+        sum(k.matches(step) and k.shares(step) for g in graphs for step in fuse(g)) for k in kernels
+    ]
+    assert min(shared) >= 3, shared
+
+
 def raced(folder: Path, *, fault: str = "") -> str:
     """What the race detector says of a run of a small network by two threads; `fault` is taken out of the program."""
     here = plain(isa.AVX512_VNNI)
     kernels = (Together(here.isa, 2), *PORTABLE)
-    from qcompile.targets.c import emit
-
     lowered = emit.lower(
         network(),
         name=NAME,
@@ -112,16 +148,25 @@ def test_any_number_of_threads_gives_what_the_graph_gives(tmp_path: Path, thread
 def test_nothing_is_allocated_but_threads(tmp_path: Path) -> None:
     place = Placement(threads=2)
     lowered = families.get("x86").lower(
-        network(), name=NAME, cpu="generic", vectors=(), placement=place
+        network(), name=NAME, cpu="avx2", vectors=(), placement=place
     )
     for name, content in lowered.files.items():
         (tmp_path / name).write_bytes(content)
-    command = ["gcc", "-std=c99", "-O2", "-c", "model.c", "-o", "model.o"]
+    command = ["gcc", "-std=c99", "-O2", *isa.AVX2.flags, "-c", "model.c", "-o", "model.o"]
     subprocess.run(command, cwd=tmp_path, check=True)
     with (tmp_path / "model.o").open("rb") as file:
         table = ELFFile(file).get_section_by_name(".symtab")
         wanted = {s.name for s in table.iter_symbols() if s["st_shndx"] == "SHN_UNDEF"} - {""}
     assert all(n.startswith(("pthread_", "sched_yield", "mem", "_GLOBAL_OFFSET")) for n in wanted)
+
+
+def test_portable_code_has_one_thread() -> None:
+    with pytest.raises(
+        BadInput, match=r"--threads needs vectors.*choose one of avx512vnni, avxvnni, avx2"
+    ):
+        families.get("x86").lower(
+            network(), name=NAME, cpu="generic", vectors=(), placement=Placement(threads=2)
+        )
 
 
 @pytest.mark.parametrize("family", ["arm", "cortex-m4", "hexagon", "hls", "onnx", "tvm"])

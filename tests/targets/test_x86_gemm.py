@@ -24,7 +24,7 @@ from qcompile.ir import Array, DType, Graph, Port, TensorType, Value, arith, ops
 from qcompile.ir.proof import prove
 from qcompile.targets import x86
 from qcompile.targets.c import build, certify, run
-from qcompile.targets.c.emit import fuse
+from qcompile.targets.c.emit import fuse, lower
 from qcompile.targets.c.kernel import Kernel, Step
 from qcompile.targets.c.kernels import PORTABLE
 from qcompile.targets.x86 import isa
@@ -32,6 +32,7 @@ from qcompile.targets.x86.gemm import Gemm, _isa
 from tests.native import SANITIZED, check
 from tests.strategies import WEIGHTS, Maker
 from tests.targets.test_families import NAME, data, emitted, network, same
+from tests.targets.test_mve_kernels import Maker as Sums
 
 WORDS, DOT = (Path(__file__).parent / name for name in ("x86_words.h", "x86_dot.h"))
 EMULATOR = ("qemu-x86_64", "-cpu", "max")
@@ -74,7 +75,7 @@ def way(name: str) -> Way:
         return plain(has)
     flags = isa.AVX2.flags
     if has is isa.AVX_VNNI:
-        has = replace(has, headers=(has.headers[0], DOT))
+        has = replace(has, headers=(*has.headers[:-1], DOT))
     if isa.AVX2.needs <= machine:
         return Way(has, ("gcc", *SANITIZED, *flags))
     return Way(has, ("gcc", "-O1", "-static", *flags), EMULATOR)
@@ -155,6 +156,50 @@ def test_products_equal_the_graph(tmp_path: Path, name: str) -> None:
     )
     count = sum(chosen.matches(step) for graph in graphs for step in fuse(graph))
     assert used.count(chosen.name) == count > 35
+
+
+def in_place(kernel: int) -> Graph:
+    """A convolution whose image nobody reads afterwards; its result has the same shape and type."""
+    maker = Sums(3)
+
+    def moved(v: Value) -> Value:
+        op = ops.Rescale((), (arith.Val((3,)),), (2,), 1, -128, 127, DType.I8)
+        return maker.graph.add(op, v, name="moved")
+
+    x = moved(maker.input(DType.I8, (1, 5, 6, 200)))
+    pad = kernel // 2
+    w = maker.weights(200, kernel, kernel, 200)
+    op = ops.Conv((1, 1), (pad,) * 4, (1, 1), 1, 1)
+    acc = maker.graph.add(op, x, w, maker.bias(200), name="conv")
+    y = maker.rescale(acc, DType.I8)
+    return maker.done(moved(y))
+
+
+def test_an_image_that_was_copied_is_overwritten(tmp_path: Path) -> None:
+    here = way("words")
+    made = lower(in_place(3), name="m", isa="x", vectors=[], kernels=here.kernels)
+    assert f"in place ({here.kernels[0].name})" in made.files["model.c"].decode()
+    check([in_place(3)], tmp_path, compiler=here.compiler, kernels=here.kernels)
+
+
+def test_an_image_that_is_still_read_must_not_be_overwritten(tmp_path: Path) -> None:
+    class Wrong(Chosen):
+        def reuses(self, step: Step) -> tuple[Value, ...]:
+            return (step.node.inputs[0],)
+
+    here = way("words")
+    made = lower(in_place(1), name="m", isa="x", vectors=[], kernels=here.kernels)
+    assert f"in place ({here.kernels[0].name})" not in made.files["model.c"].decode()
+    (tmp_path / "right").mkdir()
+    (tmp_path / "wrong").mkdir()
+    check([in_place(1)], tmp_path / "right", compiler=here.compiler, kernels=here.kernels)
+    with pytest.raises(AssertionError):
+        check(
+            [in_place(1)],
+            tmp_path / "wrong",
+            compiler=here.compiler,
+            kernels=(Wrong(here.isa), *PORTABLE),
+        )
 
 
 def written(way: Way, made: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Rows as calls of a static batch: what a built network takes and gives, in bytes."""
+"""Rows as calls of a static batch: what a built program takes and gives, in bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
-class Border:
+class Calls:
     """How rows become calls; the last call is filled up with zeros."""
 
     graph: Graph

@@ -189,8 +189,8 @@ class Maker:
         return self.add(ops.MatMul(), x, w, self.bias(x.type.dtype, w.constant, 0))
 
     def mul(self) -> Value:
-        """Broadcast either way."""
-        x = self.tensor(BYTES, (1, 5), most=5)
+        """Broadcast either way, one operand of up to 16 bits."""
+        x = self.tensor(self.one([BYTES, NARROW]), (1, 5), most=5)
         y = self.operand(BYTES, self.broadcastable(x.type.shape))
         if self.flag():
             x, y = y, x
@@ -338,6 +338,29 @@ class Maker:
         axes = self.draw(st.permutations(range(1, len(x.type.shape))))
         return self.add(ops.Transpose((0, *axes)), x)
 
+    def take(self) -> Value:
+        """A few indices or many, in runs, backwards, repeated."""
+        x = self.tensor(ANY, (2, 5))
+        axis = self.int(1, len(x.type.shape) - 1)
+        n = x.type.shape[axis]
+        loose = self.ints(self.int(1, 9), 0, n - 1)
+        repeated = tuple(i // 2 for i in range(2 * n))
+        first = self.int(0, n - 1)
+        runs = (*range(first, n), *range(first + 1), *range(n))
+        return self.add(ops.Take(axis, self.one([loose, repeated, runs, runs[::-1]])), x)
+
+    def extreme(self) -> Value:
+        """The larger or the smaller."""
+        x = self.tensor(ANY, (1, 5))
+        y = self.operand((x.type.dtype,), x.type.shape)
+        return self.add(ops.Extreme(self.flag()), *self.one([(x, y), (y, x)]))
+
+    def argextreme(self) -> Value:
+        """Along any axis but the first."""
+        x = self.tensor(ANY, (2, 5))
+        axis = self.int(1, len(x.type.shape) - 1)
+        return self.add(ops.ArgExtreme(axis, self.flag(), self.flag()), x)
+
 
 def _reach(value: Value) -> int:
     lo, hi = code_range(value)
@@ -346,7 +369,7 @@ def _reach(value: Value) -> int:
 
 OPERATORS = (
     "conv", "matmul", "rescale", "mul", "lut", "maxpool", "sumpool", "softmax", "concat", "slice", "pad",
-    "reshape", "transpose",
+    "reshape", "transpose", "take", "extreme", "argextreme",
 )  # fmt: skip
 """The methods of Maker that add one operator each: the closed set."""
 

@@ -2,12 +2,16 @@
 
 from qcompile.ir.graph import Graph, Node, Port, Value
 from qcompile.ir.ops import (
+    ArgExtreme,
+    BatchMatMul,
     Concat,
     Conv,
+    Extreme,
     Lut,
     MatMul,
     MaxPool,
     Mul,
+    Normalize,
     Op,
     Pad,
     Rescale,
@@ -15,21 +19,26 @@ from qcompile.ir.ops import (
     Slice,
     Softmax,
     SumPool,
+    Take,
     Transpose,
 )
 from qcompile.ir.types import Array, DType, TensorType
 
 __all__ = [
+    "ArgExtreme",
     "Array",
+    "BatchMatMul",
     "Concat",
     "Conv",
     "DType",
+    "Extreme",
     "Graph",
     "Lut",
     "MatMul",
     "MaxPool",
     "Mul",
     "Node",
+    "Normalize",
     "Op",
     "Pad",
     "Port",
@@ -38,6 +47,7 @@ __all__ = [
     "Slice",
     "Softmax",
     "SumPool",
+    "Take",
     "TensorType",
     "Transpose",
     "Value",

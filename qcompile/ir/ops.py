@@ -16,37 +16,13 @@ from numpy.typing import NDArray
 
 from qcompile.ir import arith
 from qcompile.ir.arith import Acc, Val
+from qcompile.ir.attention import BatchMatMul, Normalize
+from qcompile.ir.op import Op, is_code, operands, want
+from qcompile.ir.selection import ArgExtreme, Extreme, Take
 from qcompile.ir.types import Array, DType, TensorType
 
 _CHUNK_BYTES = 1 << 26
 """An im2col buffer in the interpreter is cut along the rows to about this size."""
-
-
-@dataclass(frozen=True)
-class Op:
-    """What a node does; equal operators compare and hash equal."""
-
-    def infer(self, *ins: TensorType) -> TensorType:
-        """Give the result type, or raise TypeError saying why the operands do not fit."""
-        raise TypeError(f"{type(self).__name__} is no operator")
-
-    def run(self, *ins: Array) -> Array:
-        """Compute the result exactly."""
-        raise TypeError(f"{type(self).__name__} is no operator")
-
-
-def _want(ok: bool, sentence: str) -> None:
-    if not ok:
-        raise TypeError(sentence)
-
-
-def _operands(op: Op, ins: tuple[TensorType, ...], count: int) -> tuple[TensorType, ...]:
-    _want(len(ins) == count, f"{type(op).__name__} takes {count} operands, not {len(ins)}")
-    return ins
-
-
-def _is_code(z: int, x: TensorType) -> None:
-    _want(x.dtype.lo <= z <= x.dtype.hi, f"zero point {z} is no {x.dtype}")
 
 
 def _windows(
@@ -58,17 +34,17 @@ def _windows(
 ) -> tuple[int, ...]:
     """Output extents of a sliding window; pads are all begins, then all ends."""
     rank = len(spatial)
-    _want(rank >= 1, "a window needs spatial axes: the operand is [N, *spatial, C]")
-    _want(
+    want(rank >= 1, "a window needs spatial axes: the operand is [N, *spatial, C]")
+    want(
         len(kernel) == len(strides) == len(dilations) == rank and len(pads) == 2 * rank,
         f"a window over {rank} spatial axes needs {rank} kernel sizes, strides and dilations and {2 * rank} pads",
     )
-    _want(min(*strides, *dilations, *kernel) >= 1 and min(pads) >= 0, "window sizes are positive")
+    want(min(*strides, *dilations, *kernel) >= 1 and min(pads) >= 0, "window sizes are positive")
     out = tuple(
         (s + pads[i] + pads[rank + i] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] + 1
         for i, s in enumerate(spatial)
     )
-    _want(min(out) >= 1, f"the window {kernel} does not fit the padded input {spatial}")
+    want(min(out) >= 1, f"the window {kernel} does not fit the padded input {spatial}")
     return out
 
 
@@ -120,18 +96,18 @@ class Conv(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, w, b = _operands(self, ins, 3)
-        _want(x.dtype.bits <= 16 and w.dtype.bits <= 8 and w.dtype.signed, f"Conv of {x} by {w}")
-        _want(len(x.shape) == len(w.shape) >= 3, f"Conv wants equal ranks, not {x} and {w}")
+        x, w, b = operands(self, ins, 3)
+        want(x.dtype.bits <= 16 and w.dtype.bits <= 8 and w.dtype.signed, f"Conv of {x} by {w}")
+        want(len(x.shape) == len(w.shape) >= 3, f"Conv wants equal ranks, not {x} and {w}")
         channels, outputs = x.shape[-1], w.shape[0]
-        _want(
+        want(
             channels == w.shape[-1] * self.groups and outputs % self.groups == 0,
             f"{channels} channels in {self.groups} groups do not fit weights {w}",
         )
-        _want(
+        want(
             b == TensorType(DType.I32, (outputs,)), f"Conv wants int32[{outputs}] as bias, not {b}"
         )
-        _want(
+        want(
             x.dtype.lo <= self.pad_value <= x.dtype.hi,
             f"pad value {self.pad_value} is no {x.dtype}",
         )
@@ -185,13 +161,13 @@ class MatMul(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, w, b = _operands(self, ins, 3)
-        _want(x.dtype.bits <= 16 and w.dtype.bits <= 8 and w.dtype.signed, f"MatMul of {x} by {w}")
-        _want(
+        x, w, b = operands(self, ins, 3)
+        want(x.dtype.bits <= 16 and w.dtype.bits <= 8 and w.dtype.signed, f"MatMul of {x} by {w}")
+        want(
             len(w.shape) == 2 and len(x.shape) >= 2 and x.shape[-1] == w.shape[1],
             f"MatMul of {x} by {w} does not fit",
         )
-        _want(
+        want(
             b == TensorType(DType.I32, (w.shape[0],)),
             f"MatMul wants int32[{w.shape[0]}] as bias, not {b}",
         )
@@ -221,48 +197,48 @@ class Rescale(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        _want(
+        want(
             len(ins) == len(self.accs) + len(self.vals) >= 1,
             f"Rescale of {len(self.accs)} accumulators and {len(self.vals)} values got {len(ins)} operands",
         )
         accs, vals = ins[: len(self.accs)], ins[len(self.accs) :]
-        _want(all(a.dtype is DType.I32 for a in accs), "an accumulator is int32")
-        _want(all(v.dtype.bits <= 16 for v in vals), "a value has at most 16 bits")
+        want(all(a.dtype is DType.I32 for a in accs), "an accumulator is int32")
+        want(all(v.dtype.bits <= 16 for v in vals), "a value has at most 16 bits")
         try:
             shape = np.broadcast_shapes(*(t.shape for t in ins))
         except ValueError:
             raise TypeError(f"{', '.join(map(str, ins))} do not broadcast") from None
-        _want(len(shape) >= 1, "Rescale wants at least one axis")
-        _want(all(a.shape == shape for a in accs), "an accumulator is never broadcast")
+        want(len(shape) >= 1, "Rescale wants at least one axis")
+        want(all(a.shape == shape for a in accs), "an accumulator is never broadcast")
         entries = math.prod(shape[1:-1]) if self.spatial else shape[-1]
         rows = [self.f, *(r for a in self.accs for r in (a.multiplier, a.pre_shift))]
         rows += [v.multiplier for v in self.vals]
-        _want(
+        want(
             all(len(r) in (1, entries) for r in rows),
             f"Rescale parameters have 1 or {entries} entries",
         )
-        _want(
+        want(
             all(arith.F_MIN <= f <= arith.F_MAX for f in self.f), f"f lies in 1..30, not {self.f}"
         )
-        _want(
+        want(
             all(1 << 30 <= m < 1 << 31 for a in self.accs for m in a.multiplier),
             "an accumulator's multiplier lies in [2**30, 2**31)",
         )
-        _want(
+        want(
             all(0 <= p <= 31 for a in self.accs for p in a.pre_shift),
             "an accumulator is shifted left by 0..31 first",
         )
-        _want(
+        want(
             all(abs(n) < 1 << 31 for v in self.vals for n in v.multiplier),
             "a value's multiplier has 32 bits",
         )
         for v, kind in zip(self.vals, vals, strict=True):
-            _is_code(v.zero_point, kind)
-        _want(
+            is_code(v.zero_point, kind)
+        want(
             abs(self.zero_point) <= 1 << 30,
             f"adding the zero point {self.zero_point} may leave 32 bits",
         )
-        _want(
+        want(
             self.out.lo <= self.lo <= self.hi <= self.out.hi,
             f"[{self.lo}, {self.hi}] is not in {self.out}",
         )
@@ -290,17 +266,19 @@ class Rescale(Op):
 
 @dataclass(frozen=True)
 class Mul(Op):
-    """(x - zero_x) * (y - zero_y) -> int32, broadcast."""
+    """(x - zero_x) * (y - zero_y) -> int32, broadcast; one operand may have up to 16 bits."""
 
     zero_x: int
     zero_y: int
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, y = _operands(self, ins, 2)
-        _want(x.dtype.bits <= 8 and y.dtype.bits <= 8, f"Mul of {x} and {y}: at most 8 bits")
-        _is_code(self.zero_x, x)
-        _is_code(self.zero_y, y)
+        x, y = operands(self, ins, 2)
+        # 17 bits with their zero point times 9: the product fits int32 whatever the codes are
+        few, many = sorted((x.dtype.bits, y.dtype.bits))
+        want(few <= 8 and many <= 16, f"Mul of {x} and {y}: at most 16 bits by at most 8 bits")
+        is_code(self.zero_x, x)
+        is_code(self.zero_y, y)
         try:
             return TensorType(DType.I32, np.broadcast_shapes(x.shape, y.shape))
         except ValueError:
@@ -318,9 +296,9 @@ class Lut(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, table = _operands(self, ins, 2)
-        _want(x.dtype.bits <= 8, f"a table wants at most 8 bits, not {x}")
-        _want(
+        x, table = operands(self, ins, 2)
+        want(x.dtype.bits <= 8, f"a table wants at most 8 bits, not {x}")
+        want(
             table.shape == (1 << x.dtype.bits,),
             f"a table for {x.dtype} has {1 << x.dtype.bits} entries",
         )
@@ -344,10 +322,10 @@ class MaxPool(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = _operands(self, ins, 1)
+        (x,) = operands(self, ins, 1)
         spatial = x.shape[1:-1]
         out = _windows(spatial, self.kernel, self.strides, self.pads, self.dilations)
-        _want(
+        want(
             all(self._meets_input(i, size, out[i]) for i, size in enumerate(spatial)),
             "a pooling window may not lie wholly in the border",
         )
@@ -384,9 +362,9 @@ class SumPool(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = _operands(self, ins, 1)
-        _want(x.dtype.bits <= 16, f"SumPool of {x}: at most 16 bits")
-        _is_code(self.zero_point, x)
+        (x,) = operands(self, ins, 1)
+        want(x.dtype.bits <= 16, f"SumPool of {x}: at most 16 bits")
+        is_code(self.zero_point, x)
         ones = (1,) * len(self.kernel)
         out = _windows(x.shape[1:-1], self.kernel, self.strides, self.pads, ones)
         return TensorType(DType.I32, (x.shape[0], *out, x.shape[-1]))
@@ -416,14 +394,14 @@ class Softmax(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        x, table = _operands(self, ins, 2)
-        _want(len(x.shape) >= 1, "Softmax wants at least one axis")
-        _want(0 <= self.fraction <= 30, f"exponentials have 0..30 bits, not {self.fraction}")
-        _want(
+        x, table = operands(self, ins, 2)
+        want(len(x.shape) >= 1, "Softmax wants at least one axis")
+        want(0 <= self.fraction <= 30, f"exponentials have 0..30 bits, not {self.fraction}")
+        want(
             x.dtype.bits <= 8 and self.out in (DType.I8, DType.I16), f"Softmax of {x} to {self.out}"
         )
-        _want(table == TensorType(DType.I32, (1 << x.dtype.bits,)), f"Softmax table {table}")
-        _want(
+        want(table == TensorType(DType.I32, (1 << x.dtype.bits,)), f"Softmax table {table}")
+        want(
             x.shape[-1] << self.fraction < 1 << 31, f"Softmax over {x.shape[-1]} overflows its sum"
         )
         return TensorType(self.out, x.shape)
@@ -450,13 +428,13 @@ class Concat(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        _want(len(ins) >= 1, "Concat takes operands")
+        want(len(ins) >= 1, "Concat takes operands")
         first = ins[0]
-        _want(0 < self.axis < len(first.shape), f"Concat along axis {self.axis} of {first}")
+        want(0 < self.axis < len(first.shape), f"Concat along axis {self.axis} of {first}")
         around = [
             (t.dtype, len(t.shape), t.shape[: self.axis], t.shape[self.axis + 1 :]) for t in ins
         ]
-        _want(len(set(around)) == 1, f"Concat of {', '.join(map(str, ins))} does not fit")
+        want(len(set(around)) == 1, f"Concat of {', '.join(map(str, ins))} does not fit")
         shape = list(first.shape)
         shape[self.axis] = sum(t.shape[self.axis] for t in ins)
         return TensorType(first.dtype, tuple(shape))
@@ -476,10 +454,10 @@ class Slice(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = _operands(self, ins, 1)
+        (x,) = operands(self, ins, 1)
         rest = x.shape[1:]
-        _want(len(self.starts) == len(self.ends) == len(self.steps) == len(rest), f"Slice of {x}")
-        _want(
+        want(len(self.starts) == len(self.ends) == len(self.steps) == len(rest), f"Slice of {x}")
+        want(
             all(
                 0 <= a < b <= n and s >= 1
                 for a, b, s, n in zip(self.starts, self.ends, self.steps, rest, strict=True)
@@ -507,13 +485,13 @@ class Pad(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = _operands(self, ins, 1)
+        (x,) = operands(self, ins, 1)
         rank = len(x.shape) - 1
-        _want(
+        want(
             len(self.pads) == 2 * rank and all(n >= 0 for n in self.pads),
             f"Pad of {x} by {self.pads}",
         )
-        _want(x.dtype.lo <= self.value <= x.dtype.hi, f"pad value {self.value} is no {x.dtype}")
+        want(x.dtype.lo <= self.value <= x.dtype.hi, f"pad value {self.value} is no {x.dtype}")
         shape = (n + self.pads[i] + self.pads[rank + i] for i, n in enumerate(x.shape[1:]))
         return TensorType(x.dtype, (x.shape[0], *shape))
 
@@ -533,14 +511,14 @@ class Reshape(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = _operands(self, ins, 1)
-        _want(
+        (x,) = operands(self, ins, 1)
+        want(
             len(self.shape) >= 1 and all(n >= 1 for n in self.shape[1:]),
             f"Reshape of {x} to {self.shape}",
         )
         rest = math.prod(self.shape[1:])
         lead = x.size // rest if self.shape[0] == -1 else self.shape[0]
-        _want(lead * rest == x.size, f"{x} cannot be reshaped to {self.shape}")
+        want(lead * rest == x.size, f"{x} cannot be reshaped to {self.shape}")
         return TensorType(x.dtype, (lead, *self.shape[1:]))
 
     def run(self, *ins: Array) -> Array:
@@ -556,9 +534,9 @@ class Transpose(Op):
 
     def infer(self, *ins: TensorType) -> TensorType:
         """Result type; see the class."""
-        (x,) = _operands(self, ins, 1)
-        _want(sorted(self.perm) == list(range(len(x.shape))), f"Transpose of {x} by {self.perm}")
-        _want(self.perm[:1] == (0,), f"Transpose by {self.perm} moves the rows")
+        (x,) = operands(self, ins, 1)
+        want(sorted(self.perm) == list(range(len(x.shape))), f"Transpose of {x} by {self.perm}")
+        want(self.perm[:1] == (0,), f"Transpose by {self.perm} moves the rows")
         return TensorType(x.dtype, tuple(x.shape[i] for i in self.perm))
 
     def run(self, *ins: Array) -> Array:
@@ -568,5 +546,29 @@ class Transpose(Op):
 
 OPS: tuple[type[Op], ...] = (
     Conv, MatMul, Rescale, Mul, Lut, MaxPool, SumPool, Softmax, Concat, Slice, Pad, Reshape, Transpose,
+    Take, Extreme, ArgExtreme, BatchMatMul, Normalize,
 )  # fmt: skip
 """The closed set."""
+
+__all__ = [
+    "OPS",
+    "ArgExtreme",
+    "BatchMatMul",
+    "Concat",
+    "Conv",
+    "Extreme",
+    "Lut",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Normalize",
+    "Op",
+    "Pad",
+    "Rescale",
+    "Reshape",
+    "Slice",
+    "Softmax",
+    "SumPool",
+    "Take",
+    "Transpose",
+]

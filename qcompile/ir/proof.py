@@ -35,7 +35,7 @@ def code_range(value: Value) -> tuple[int, int]:
         case ops.Lut():
             table = node.inputs[1].constant
             return int(table.min()), int(table.max())
-        case ops.MaxPool() | ops.Slice() | ops.Reshape() | ops.Transpose():
+        case ops.MaxPool() | ops.Slice() | ops.Reshape() | ops.Transpose() | ops.Take():
             return code_range(node.inputs[0])
         case ops.Pad(value=fill):
             lo, hi = code_range(node.inputs[0])
@@ -43,7 +43,13 @@ def code_range(value: Value) -> tuple[int, int]:
         case ops.Concat():
             ranges = [code_range(v) for v in dict.fromkeys(node.inputs)]
             return min(lo for lo, _ in ranges), max(hi for _, hi in ranges)
-        case ops.Conv() | ops.MatMul() | ops.SumPool() | ops.Mul():
+        case ops.Extreme(largest=largest):
+            lows, highs = zip(*map(code_range, node.inputs), strict=True)
+            choose = max if largest else min
+            return choose(lows), choose(highs)
+        case ops.ArgExtreme(axis=axis):
+            return 0, node.inputs[0].type.shape[axis] - 1
+        case ops.Conv() | ops.MatMul() | ops.SumPool() | ops.Mul() | ops.BatchMatMul():
             bound = int(accumulator_bound(node).max())
             return -bound, bound
         case _:
@@ -71,11 +77,11 @@ def accumulator_bound(node: Node) -> NDArray[np.int64]:
             return product_bound(w, b, lo, hi)
         case ops.SumPool(kernel=kernel, zero_point=z):
             return np.array([math.prod(kernel) * max(abs(lo - z), abs(hi - z))], np.int64)
-        case ops.Mul(zero_x=zx, zero_y=zy):
+        case ops.Mul(zero_x=zx, zero_y=zy) | ops.BatchMatMul(zero_x=zx, zero_y=zy):
             ylo, yhi = code_range(node.inputs[1])
-            return np.array(
-                [max(abs(lo - zx), abs(hi - zx)) * max(abs(ylo - zy), abs(yhi - zy))], np.int64
-            )
+            product = max(abs(lo - zx), abs(hi - zx)) * max(abs(ylo - zy), abs(yhi - zy))
+            summed = isinstance(node.op, ops.BatchMatMul)
+            return np.array([product * (node.inputs[0].type.shape[-1] if summed else 1)], np.int64)
         case ops.Softmax():
             table = node.inputs[1].constant
             if table.min() < 0 or table[0] == 0:
@@ -87,11 +93,14 @@ def accumulator_bound(node: Node) -> NDArray[np.int64]:
             raise TypeError(f"{node.name} makes no accumulator")
 
 
+_ACCUMULATING = (ops.Conv, ops.MatMul, ops.SumPool, ops.Mul, ops.BatchMatMul, ops.Softmax)
+
+
 def prove(graph: Graph) -> list[AccumulatorProof]:
     """One proof for every accumulator of the graph; raises OverflowError naming the first that needs over 32 bits."""
     proofs = []
     for node in graph.nodes:
-        if isinstance(node.op, ops.Conv | ops.MatMul | ops.SumPool | ops.Mul | ops.Softmax):
+        if isinstance(node.op, _ACCUMULATING):
             bound = int(accumulator_bound(node).max())
             if bound >= ACC_LIMIT:
                 raise OverflowError(

@@ -26,6 +26,7 @@ from .kernel import (
     strides,
 )
 from .nest import Nest, broadcast, merged, row_major
+from .selection import SELECTIONS
 from .text import affine, at, c_int, c_type, minus, render
 from .window import pixels, window_of
 
@@ -318,6 +319,6 @@ class Move:
 
 
 PORTABLE: tuple[Kernel, ...] = (
-    Dot(), Depthwise(), Pool(), Elementwise(), Table(), SoftmaxRows(), Move(),
+    Dot(), Depthwise(), Pool(), Elementwise(), Table(), SoftmaxRows(), Move(), *SELECTIONS,
 )  # fmt: skip
 """Together they compute every operator but Reshape, which moves nothing."""

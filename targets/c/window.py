@@ -212,7 +212,7 @@ def trails(step: Step) -> Mapping[Value, int]:
             x = node.inputs[0]
             more = out.shape[-1] * width - x.type.shape[-1] * x.type.dtype.bytes
             return {x: max(0, (out.size // out.shape[-1] - 1) * more)}
-        case ops.Rescale() | ops.Mul() | ops.Lut():
+        case ops.Rescale() | ops.Mul() | ops.Lut() | ops.Extreme():
             same = (v for v in step.reads if v.type.shape == out.shape)
             return {v: max(0, (out.size - 1) * (width - v.type.dtype.bytes)) for v in same}
         case _:

@@ -10,6 +10,7 @@ from qcompile.ir import Node, Rescale, ops
 from ..c.convolve import Depthwise, Dot
 from ..c.kernel import Kernel, Step
 from ..c.kernels import Elementwise, Move, Pool, SoftmaxRows, Table
+from ..c.selection import SELECTIONS
 from ..c.window import window_of
 from .dsp_weights import multiplies
 
@@ -133,6 +134,6 @@ class ScalarMove(Move):
 
 SCALAR: tuple[Kernel, ...] = (
     ScalarDot(), ScalarDepthwise(), ScalarPool(), ScalarElementwise(), ScalarTable(), ScalarSoftmax(),
-    ScalarMove(),
+    ScalarMove(), *SELECTIONS,
 )  # fmt: skip
 """Together they compute every operator but Reshape."""

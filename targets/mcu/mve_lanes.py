@@ -309,6 +309,9 @@ def narrow(step: Step) -> bool:
     kinds = [v.type.dtype for v in (*step.reads, step.output)]
     if not isinstance(rescale.op, Rescale) or any(k.bytes > 2 for k in kinds):
         return False
+    # less its zero point, an operand of 16 bits may have 17
+    if isinstance(step.node.op, ops.Mul) and any(v.type.dtype.bits > 8 for v in step.node.inputs):
+        return False
     return not parameters(rescale) and abs(rescale.op.zero_point) <= _LARGEST_ZERO
 
 

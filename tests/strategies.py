@@ -223,7 +223,7 @@ class Maker:
         fit = [v for v in self.values if v.type.dtype is DType.I32 and _reach(v) < LIMIT]
         if fit and self.int(0, 2) == 0:
             return self.one(fit)
-        return self.one([self.conv, self.matmul, self.mul, self.sumpool])()
+        return self.one([self.conv, self.matmul, self.mul, self.sumpool, self.batch_matmul])()
 
     def rescale(self) -> Value:
         """Of up to two accumulators and up to three values."""
@@ -361,6 +361,22 @@ class Maker:
         axis = self.int(1, len(x.type.shape) - 1)
         return self.add(ops.ArgExtreme(axis, self.flag(), self.flag()), x)
 
+    def batch_matmul(self) -> Value:
+        """Of two activations; zero points anywhere."""
+        x = self.tensor(BYTES, (3, 4))
+        *lead, _, depth = x.type.shape
+        y = self.operand(BYTES, (*lead, depth, self.one([1, self.int(1, 20)])))
+        zeros = (self.edge(v.type.dtype.lo, v.type.dtype.hi) for v in (x, y))
+        return self.add(ops.BatchMatMul(*zeros), x, y)
+
+    def normalize(self) -> Value:
+        """Any epsilon."""
+        x = self.tensor(NARROW, (2, 4), most=self.one([6, 40]))
+        epsilon = self.edge(1, 1 << self.int(0, 60))
+        return self.add(
+            ops.Normalize(self.int(0, 15), epsilon, self.one([DType.I8, DType.I16])), x
+        )
+
 
 def _reach(value: Value) -> int:
     lo, hi = code_range(value)
@@ -369,7 +385,7 @@ def _reach(value: Value) -> int:
 
 OPERATORS = (
     "conv", "matmul", "rescale", "mul", "lut", "maxpool", "sumpool", "softmax", "concat", "slice", "pad",
-    "reshape", "transpose", "take", "extreme", "argextreme",
+    "reshape", "transpose", "take", "extreme", "argextreme", "batch_matmul", "normalize",
 )  # fmt: skip
 """The methods of Maker that add one operator each: the closed set."""
 

@@ -112,6 +112,35 @@ LUT = Function(
 )
 
 
+def extreme(largest: bool) -> Function:
+    """The larger or the smaller."""
+    kind = "Max" if largest else "Min"
+    return Function(
+        kind,
+        "<to> (x, y) => (z)",
+        (
+            f"x_wide = Cast <to = {_INT32}> (x)",
+            f"y_wide = Cast <to = {_INT32}> (y)",
+            f"wide = {kind} (x_wide, y_wide)",
+            "z = Cast <to: int = @to> (wide)",
+        ),
+    )
+
+
+def arg_extreme(largest: bool) -> Function:
+    """Where the largest or smallest stands."""
+    kind = "ArgMax" if largest else "ArgMin"
+    return Function(
+        kind,
+        "<axis, last> (x) => (y)",
+        (
+            f"wide = Cast <to = {_INT32}> (x)",
+            f"place = {kind} <axis: int = @axis, keepdims = 1, select_last_index: int = @last> (wide)",
+            f"y = Cast <to = {_INT32}> (place)",
+        ),
+    )
+
+
 def conv(dtype: DType, rank: int) -> Function:
     """Channels first, an explicit border (ConvInteger's own is its zero point), the product, channels last."""
     spatial = range(1, rank + 1)

@@ -185,6 +185,12 @@ class _Exporter:
                 self.standard(node, "Reshape", self.row(shape, f"{at}.shape"))
             case ops.Transpose(perm=perm):
                 self.standard(node, "Transpose", perm=perm)
+            case ops.Take(axis=axis, indices=indices):
+                self.standard(node, "Gather", self.row(indices, f"{at}.indices"), axis=axis)
+            case ops.Extreme(largest=largest):
+                self.call(node, functions.extreme(largest), to=_element(out))
+            case ops.ArgExtreme(axis=axis, largest=largest, last=last):
+                self.call(node, functions.arg_extreme(largest), axis=axis, last=int(last))
             case _:
                 raise TypeError(f"{node.name}: {node.op} has no ONNX form")
 

@@ -211,6 +211,12 @@ class _Program:
                 constant=arith.LINE_CONSTANT,
                 slope=arith.LINE_SLOPE,
                 steps=arith.NEWTON_STEPS,
+                root={
+                    "constant": arith.ROOT_CONSTANT,
+                    "slope": arith.ROOT_SLOPE,
+                    "three": arith.ROOT_THREE,
+                    "steps": arith.ROOT_STEPS,
+                },
             ),
             "model.h": render("model.h.j2", **common),
             **({"threads.h": render("threads.h.j2", **common)} if self.threads > 1 else {}),

@@ -60,6 +60,8 @@ class Step:
         match self.node.op:
             case ops.Conv() | ops.MatMul():
                 return size * int(np.prod(self.node.inputs[1].type.shape[1:], dtype=np.int64))
+            case ops.BatchMatMul():
+                return size * self.node.inputs[0].type.shape[-1]
             case ops.Mul():
                 return size
             case _:

@@ -11,6 +11,7 @@ import numpy as np
 from qcompile.errors import Unsupported
 from qcompile.ir import Value, ops
 
+from .attention import ATTENTION
 from .convolve import Depthwise, Dot
 from .kernel import (
     Kernel,
@@ -320,5 +321,6 @@ class Move:
 
 PORTABLE: tuple[Kernel, ...] = (
     Dot(), Depthwise(), Pool(), Elementwise(), Table(), SoftmaxRows(), Move(), *SELECTIONS,
+    *ATTENTION,
 )  # fmt: skip
 """Together they compute every operator but Reshape, which moves nothing."""

@@ -36,7 +36,7 @@ def fuse(graph: Graph) -> list[Step]:
 
 
 def _accumulates(node: Node) -> bool:
-    return isinstance(node.op, ops.Conv | ops.MatMul | ops.SumPool | ops.Mul)
+    return isinstance(node.op, ops.Conv | ops.MatMul | ops.SumPool | ops.Mul | ops.BatchMatMul)
 
 
 def cheapest(step: Step, kernels: Sequence[Kernel]) -> Kernel:

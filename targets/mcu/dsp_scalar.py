@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qcompile.ir import Node, Rescale, ops
 
+from ..c.attention import ATTENTION
 from ..c.convolve import Depthwise, Dot
 from ..c.kernel import Kernel, Step
 from ..c.kernels import Elementwise, Move, Pool, SoftmaxRows, Table
@@ -134,6 +135,6 @@ class ScalarMove(Move):
 
 SCALAR: tuple[Kernel, ...] = (
     ScalarDot(), ScalarDepthwise(), ScalarPool(), ScalarElementwise(), ScalarTable(), ScalarSoftmax(),
-    ScalarMove(), *SELECTIONS,
+    ScalarMove(), *SELECTIONS, *ATTENTION,
 )  # fmt: skip
 """Together they compute every operator but Reshape."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from qcompile.ir import Value, ops
 
+from ..c.attention import ATTENTION
 from ..c.kernel import Kernel, Layer, Scratch, Step, aligned, ends, key, loops
 from ..c.nest import Nest
 from ..c.selection import SELECTIONS
@@ -259,6 +260,6 @@ class _Code:
 KERNELS: tuple[Kernel, ...] = (
     Products(), Depthwise(), Largest(), Sums(), Elementwise(), portable.GatheredTable(), portable.Dot(),
     portable.Depthwise(), portable.Pool(), portable.Table(), portable.Softmax(), portable.Move(),
-    *SELECTIONS,
+    *SELECTIONS, *ATTENTION,
 )  # fmt: skip
 """For cores with Helium; what has no kernel here is portable."""

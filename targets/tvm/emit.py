@@ -36,6 +36,11 @@ _METHODS: Mapping[type[ops.Op], str] = {
     ops.Pad: "pad",
     ops.Reshape: "reshape",
     ops.Transpose: "transpose",
+    ops.Take: "take",
+    ops.Extreme: "extreme",
+    ops.ArgExtreme: "arg_extreme",
+    ops.BatchMatMul: "batch_matmul",
+    ops.Normalize: "normalize",
 }
 """What operators.py calls each operator."""
 
@@ -206,6 +211,12 @@ class _Network:
                 return [x, table, f"bits={out.bits}", _dtype(node.output.type)]
             case ops.Rescale():
                 return self._rescale(node, op)
+            case ops.Take(axis=axis, indices=indices):
+                places = self._named(np.array(indices, np.int32), node.output.name, "indices")
+                return [x, places, f"axis={axis}"]
+            case ops.Normalize(out=out):
+                own = (f for f in _attributes(op) if not f.startswith("out="))
+                return [x, *own, f"bits={out.bits}", _dtype(node.output.type)]
             case ops.Reshape():
                 return [x, f"shape={node.output.type.shape}"]
             case _:

@@ -31,6 +31,9 @@ _MAX_POOL = {
 # 1 / s by Newton's iteration: minimax line 48/17 - 32/17 s in Q30, then three steps
 LINE_CONSTANT, LINE_SLOPE, NEWTON_STEPS = 3031741621, 2021161080, 3
 
+# 1 / sqrt(s) by Newton's iteration: minimax line 273/128 - 39/32 s in Q29, then four steps
+ROOT_CONSTANT, ROOT_SLOPE, ROOT_STEPS = 1145044992, 654311424, 4
+
 
 def typed(array: Array) -> relax.Expr:
     """A constant of the array's own type: left to itself, relax.const makes int64 an int32 and cuts its values."""
@@ -102,6 +105,11 @@ class Operators:
     def mul(self, x: relax.Expr, y: relax.Expr, *, zero_x: int, zero_y: int) -> relax.Expr:
         """(x - zero_x) * (y - zero_y), int32."""
         return self._result(_op.multiply(self._centred(x, zero_x), self._centred(y, zero_y)))
+
+    def batch_matmul(self, x: relax.Expr, y: relax.Expr, *, zero_x: int, zero_y: int) -> relax.Expr:
+        """The product of the last two axes of (x - zero_x) and (y - zero_y), int32."""
+        left, right = self._centred(x, zero_x), self._centred(y, zero_y)
+        return self._result(_op.matmul(left, right, out_dtype="int32"))
 
     def sum_pool(
         self,
@@ -229,6 +237,51 @@ class Operators:
             x = self._emit(_op.add(x, step))
         return x
 
+    def normalize(
+        self, x: relax.Expr, *, fraction: int, epsilon: int, bits: int, dtype: str
+    ) -> relax.Expr:
+        """Each row less its mean, over the root of its variance and epsilon, rounded once at `fraction` bits."""
+        wide = self._emit(_op.astype(x, "int64"))
+        entries = self._wide(int(x.ty.shape[-1]))
+        total = self._emit(_op.sum(wide, axis=-1, keepdims=True))
+        squares = self._emit(
+            _op.sum(self._emit(_op.multiply(wide, wide)), axis=-1, keepdims=True)
+        )
+        variance = self._emit(
+            _op.subtract(
+                self._emit(_op.multiply(squares, entries)), self._emit(_op.multiply(total, total))
+            )
+        )
+        root, count = self._inverse_root(self._emit(_op.add(variance, self._wide(epsilon))))
+        deviation = self._emit(_op.subtract(self._emit(_op.multiply(wide, entries)), total))
+        product = self._emit(_op.multiply(deviation, root))
+        shift = self._emit(_op.add(count, self._wide(30 - fraction)))
+        half = self._emit(
+            _op.left_shift(self._wide(1), self._emit(_op.subtract(shift, self._wide(1))))
+        )
+        rounded = self._emit(_op.right_shift(self._emit(_op.add(product, half)), shift))
+        low = -(1 << (bits - 1))
+        return self._result(_op.astype(self._clamped(rounded, 0, low, -low - 1), dtype))
+
+    def _inverse_root(self, v: relax.Expr) -> tuple[relax.Expr, relax.Expr]:
+        """About 2**(30 + count) / sqrt(v), and how many powers of 4, from 4 on, v reaches."""
+        fours = typed(np.int64(1) << np.arange(2, 61, 2, dtype=np.int64))
+        reached = self._emit(_op.astype(self._emit(_op.greater_equal(v, fours)), "int64"))
+        count = self._emit(_op.sum(reached, axis=-1, keepdims=True))
+        places = self._emit(_op.subtract(self._emit(_op.add(count, count)), self._wide(30)))
+        right = self._emit(_op.maximum(places, self._wide(0)))
+        left = self._emit(_op.subtract(right, places))
+        s = self._emit(_op.right_shift(self._emit(_op.left_shift(v, left)), right))
+        slope = self._emit(_op.multiply(s, self._wide(ROOT_SLOPE)))
+        line = self._emit(_op.right_shift(slope, self._wide(32)))
+        x = self._emit(_op.subtract(self._wide(ROOT_CONSTANT), line))
+        for _ in range(ROOT_STEPS):
+            square = self._emit(_op.right_shift(self._emit(_op.multiply(x, x)), self._wide(29)))
+            near = self._emit(_op.right_shift(self._emit(_op.multiply(s, square)), self._wide(31)))
+            rest = self._emit(_op.subtract(self._wide(3 << 30), near))
+            x = self._emit(_op.right_shift(self._emit(_op.multiply(x, rest)), self._wide(31)))
+        return x, count
+
     # ------------------------------------------------------------------------- what only moves
 
     def max_pool(
@@ -273,6 +326,24 @@ class Operators:
         pairs = zip(pads[:half], pads[half:], strict=True)
         # a pad value is a double in Relax, which holds every int32
         return _op.nn.pad(x, [0, 0, *(n for pair in pairs for n in pair)], "constant", float(value))
+
+    def take(self, x: relax.Expr, indices: str, *, axis: int) -> relax.Expr:
+        """The elements at the places in `indices` along an axis."""
+        return self._result(_op.take(x, self.constant(indices), axis=axis, mode="clip"))
+
+    def extreme(self, x: relax.Expr, y: relax.Expr, *, largest: bool) -> relax.Expr:
+        """The larger of two, or the smaller."""
+        return self._result(_op.maximum(x, y) if largest else _op.minimum(x, y))
+
+    def arg_extreme(self, x: relax.Expr, *, axis: int, largest: bool, last: bool) -> relax.Expr:
+        """Where along an axis the largest or smallest stands: of equal ones the first, or the last."""
+        best = self._emit((_op.max if largest else _op.min)(x, axis=axis, keepdims=True))
+        extent, rank = int(x.ty.shape[axis]), len(x.ty.shape)
+        shape = [extent if i == axis else 1 for i in range(rank)]
+        places = typed(np.arange(extent, dtype=np.int32).reshape(shape))
+        nowhere = typed(np.array(-1 if last else extent, np.int32))
+        found = self._emit(_op.where(self._emit(_op.equal(x, best)), places, nowhere))
+        return self._result((_op.max if last else _op.min)(found, axis=axis, keepdims=True))
 
     def reshape(self, x: relax.Expr, *, shape: Sequence[int]) -> relax.Expr:
         """The same elements in the same order."""

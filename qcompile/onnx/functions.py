@@ -173,6 +173,30 @@ def matmul(dtype: DType) -> Function:
     )
 
 
+def batch_matmul(x: DType, y: DType) -> Function:
+    """The product of two activations; zero points are those of the uint8 codes."""
+    body: _Body = []
+    for name, dtype in (("x", x), ("y", y)):
+        body += [
+            f"{name}_long = Constant <value_int: int = @zero_{name}> ()",
+            f"{name}_zero = Cast <to = {_UINT8}> ({name}_long)",
+        ]
+        if dtype.signed:
+            body += [
+                f"{name}_lift = Constant <value = int32 {{{LIFT}}}> ()",
+                f"{name}_wide = Cast <to = {_INT32}> ({name})",
+                f"{name}_lifted = Add ({name}_wide, {name}_lift)",
+                f"{name}_codes = Cast <to = {_UINT8}> ({name}_lifted)",
+            ]
+    left, right = (n + "_codes" if d.signed else n for n, d in (("x", x), ("y", y)))
+    kinds = "_".join("int8" if d.signed else "uint8" for d in (x, y))
+    return Function(
+        f"BatchMatMul_{kinds}",
+        "<zero_x, zero_y> (x, y) => (z)",
+        (*body, f"z = MatMulInteger ({left}, {right}, x_zero, y_zero)"),
+    )
+
+
 def _products(dtype: DType, x: str, product: str) -> tuple[str, _Body]:
     """How codes enter a product, and int32 `sums` = the products of int32 codes `x` with uint8 weights `w`."""
     zeros = [
@@ -285,29 +309,30 @@ def rescale(accs: int, vals: int) -> Function:
     )
 
 
+def _shifted(result: str, a: str, b: str, step: str) -> _Body:
+    """`result` = floor(a * b / step)."""
+    return [
+        f"{result}_product = Mul ({a}, {b})",
+        f"{result} = {DOMAIN}.FloorShift ({result}_product, {step})",
+    ]
+
+
 def _reciprocal() -> Function:
     """The steps of `arith.reciprocal`."""
-
-    def shift(result: str, a: str, b: str, step: str) -> _Body:
-        return [
-            f"{result}_product = Mul ({a}, {b})",
-            f"{result} = {DOMAIN}.FloorShift ({result}_product, {step})",
-        ]
-
     body = [
         _integer("q30", 1 << 30),
         _integer("q31", 1 << 31),
         _integer("slope", int(arith.LINE_SLOPE)),
         _integer("start", int(arith.LINE_CONSTANT)),
-        *shift("fall", "s", "slope", "q31"),
+        *_shifted("fall", "s", "slope", "q31"),
         "x0 = Sub (start, fall)",
     ]
     last = arith.NEWTON_STEPS - 1
     for i in range(arith.NEWTON_STEPS):
         body += [
-            *shift(f"near{i}", "s", f"x{i}", "q30"),
+            *_shifted(f"near{i}", "s", f"x{i}", "q30"),
             f"error{i} = Sub (q31, near{i})",
-            *shift(f"change{i}", f"x{i}", f"error{i}", "q31"),
+            *_shifted(f"change{i}", f"x{i}", f"error{i}", "q31"),
             f"{'r' if i == last else f'x{i + 1}'} = Add (x{i}, change{i})",
         ]
     return Function("Reciprocal", "(s) => (r)", tuple(body), (_FLOOR_SHIFT,))
@@ -347,6 +372,69 @@ SOFTMAX = Function(
     (_FLOOR_SHIFT, _reciprocal()),
 )
 """`unit` is 2**(31 - bits of the result)."""
+
+
+def _inverse_root() -> Function:
+    """The steps of `arith.inverse_root`; `count` is its k + 15."""
+    body = [
+        _row("row", [-1]),
+        _row("fours", [1 << 2 * i for i in range(1, 31)]),
+        "reached = GreaterOrEqual (v, fours)",
+        f"counted = Cast <to = {_INT64}> (reached)",
+        "count = ReduceSum <keepdims = 1> (counted, row)",
+        _row("ups", [1 << 2 * max(15 - i, 0) for i in range(31)]),
+        _row("downs", [1 << 2 * max(i - 15, 0) for i in range(31)]),
+        "up = Gather <axis = 0> (ups, count)",
+        "down = Gather <axis = 0> (downs, count)",
+        *_shifted("s", "v", "up", "down"),
+        *(_integer(f"q{bits}", 1 << bits) for bits in (29, 31, 32)),
+        _integer("three", int(arith.ROOT_THREE)),
+        _integer("slope", int(arith.ROOT_SLOPE)),
+        _integer("start", int(arith.ROOT_CONSTANT)),
+        *_shifted("fall", "s", "slope", "q32"),
+        "x0 = Sub (start, fall)",
+    ]
+    last = arith.ROOT_STEPS - 1
+    for i in range(arith.ROOT_STEPS):
+        body += [
+            *_shifted(f"square{i}", f"x{i}", f"x{i}", "q29"),
+            *_shifted(f"near{i}", "s", f"square{i}", "q31"),
+            f"rest{i} = Sub (three, near{i})",
+            *_shifted("r" if i == last else f"x{i + 1}", f"x{i}", f"rest{i}", "q31"),
+        ]
+    return Function("InverseRoot", "(v) => (r, count)", tuple(body), (_FLOOR_SHIFT,))
+
+
+NORMALIZE = Function(
+    "Normalize",
+    "<entries, epsilon, unit, lo, hi, to> (x) => (y)",
+    (
+        f"wide = Cast <to = {_INT64}> (x)",
+        _row("row", [-1]),
+        _attribute("entries"),
+        _attribute("epsilon"),
+        _attribute("unit"),
+        "total = ReduceSum <keepdims = 1> (wide, row)",
+        "square = Mul (wide, wide)",
+        "squares = ReduceSum <keepdims = 1> (square, row)",
+        "whole = Mul (squares, entries)",
+        "mean = Mul (total, total)",
+        "variance = Sub (whole, mean)",
+        "spread = Add (variance, epsilon)",
+        f"root, count = {DOMAIN}.InverseRoot (spread)",
+        "raised_entries = Mul (wide, entries)",
+        "deviation = Sub (raised_entries, total)",
+        "product = Mul (deviation, root)",
+        _row("powers", [1 << k for k in range(31)]),
+        "size = Gather <axis = 0> (powers, count)",
+        "step = Mul (size, unit)",
+        *_rounded("product"),
+        "placed = Identity (shifted)",
+        *_CLAMPED,
+    ),
+    (_FLOOR_SHIFT, _inverse_root()),
+)
+"""`unit` is 2**(30 - fraction)."""
 
 
 def max_pool(frame: list[int], fill: int, sweeps: list[Sweep]) -> Function:

@@ -191,6 +191,22 @@ class _Exporter:
                 self.call(node, functions.extreme(largest), to=_element(out))
             case ops.ArgExtreme(axis=axis, largest=largest, last=last):
                 self.call(node, functions.arg_extreme(largest), axis=axis, last=int(last))
+            case ops.BatchMatMul(zero_x=zx, zero_y=zy):
+                kinds = [v.type.dtype for v in node.inputs]
+                zeros = (z + LIFT * d.signed for z, d in zip((zx, zy), kinds, strict=True))
+                f = functions.batch_matmul(*kinds)
+                self.call(node, f, **dict(zip(("zero_x", "zero_y"), zeros, strict=True)))
+            case ops.Normalize(fraction=fraction, epsilon=epsilon):
+                self.call(
+                    node,
+                    functions.NORMALIZE,
+                    entries=node.output.type.shape[-1],
+                    epsilon=epsilon,
+                    unit=1 << (30 - fraction),
+                    lo=out.lo,
+                    hi=out.hi,
+                    to=_element(out),
+                )
             case _:
                 raise TypeError(f"{node.name}: {node.op} has no ONNX form")
 

@@ -22,14 +22,18 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from qcompile.ir import (
+    ArgExtreme,
+    BatchMatMul,
     Concat,
     Conv,
     DType,
+    Extreme,
     Graph,
     Lut,
     MatMul,
     MaxPool,
     Mul,
+    Normalize,
     Op,
     Pad,
     Port,
@@ -38,6 +42,7 @@ from qcompile.ir import (
     Slice,
     Softmax,
     SumPool,
+    Take,
     TensorType,
     Transpose,
     Value,
@@ -202,6 +207,8 @@ def mul(r: random.Random) -> Case:
     shape = tuple(r.randint(1, 5) for _ in range(r.randint(1, 3)))
     graph, rows = Graph("one"), r.randint(1, 3)
     kinds = [r.choice([DType.I8, DType.U8, DType.I4]) for _ in range(2)]
+    if r.random() < 0.3:
+        kinds[r.randint(0, 1)] = DType.I16
     inner = tuple(n if r.random() < 0.6 else 1 for n in shape)
     x = graph.add_input(port("x"), TensorType(kinds[0], (1, *shape)))
     y = graph.add_input(port("y"), TensorType(kinds[1], (1, *inner)))
@@ -281,8 +288,49 @@ def transpose(r: random.Random) -> Case:
     return unary(r, kind, Transpose((0, *perm)))
 
 
+def take(r: random.Random) -> Case:
+    kind = image(r, r.choice((*ACTIVATIONS, DType.I32)))
+    axis = r.randint(1, len(kind.shape) - 1)
+    indices = tuple(r.randint(0, kind.shape[axis] - 1) for _ in range(r.randint(1, 9)))
+    return unary(r, kind, Take(axis, indices))
+
+
+def extreme(r: random.Random) -> Case:
+    kind = image(r, r.choice((*ACTIVATIONS, DType.I32)))
+    graph, rows = Graph("one"), r.randint(1, 3)
+    x, y = (graph.add_input(port(name), kind) for name in "xy")
+    graph.add_output(port("z"), graph.add(Extreme(r.random() < 0.5), x, y, name="z"))
+    return graph, {"x": feed(r, x, rows), "y": feed(r, y, rows)}
+
+
+def arg_extreme(r: random.Random) -> Case:
+    kind = image(r, r.choice((*ACTIVATIONS, DType.I32)))
+    axis = r.randint(1, len(kind.shape) - 1)
+    return unary(r, kind, ArgExtreme(axis, r.random() < 0.5, r.random() < 0.5))
+
+
+def batch_matmul(r: random.Random) -> Case:
+    lead = (1, *(r.randint(1, 4) for _ in range(r.randint(0, 2))))
+    m, k, p = (r.choice([1, 2, 3, 16, 65]) for _ in range(3))
+    graph, rows = Graph("one"), r.randint(1, 3)
+    kinds = [r.choice([DType.I8, DType.U8, DType.I4]) for _ in range(2)]
+    x = graph.add_input(port("x"), TensorType(kinds[0], (*lead, m, k)))
+    y = graph.add_input(port("y"), TensorType(kinds[1], (*lead, k, p)))
+    zeros = [r.choice([d.lo, d.hi, r.randint(d.lo, d.hi)]) for d in kinds]
+    graph.add_output(port("z"), graph.add(BatchMatMul(*zeros), x, y, name="z"))
+    return graph, {"x": feed(r, x, rows), "y": feed(r, y, rows)}
+
+
+def normalize(r: random.Random) -> Case:
+    rows = tuple(r.randint(1, 4) for _ in range(r.randint(0, 2)))
+    kind = TensorType(r.choice(ACTIVATIONS), (1, *rows, r.choice([1, 2, 3, 64, 1000])))
+    epsilon = r.choice([1, r.randint(1, 1 << r.randint(1, 60))])
+    return unary(r, kind, Normalize(r.randint(0, 15), epsilon, r.choice([DType.I8, DType.I16])))
+
+
 OPS: tuple[Callable[[random.Random], Case], ...] = (
     conv, matmul, rescale, mul, lut, max_pool, sum_pool, softmax, concat, cut, pad, reshape, transpose,
+    take, extreme, arg_extreme, batch_matmul, normalize,
 )  # fmt: skip
 
 

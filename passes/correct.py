@@ -218,6 +218,8 @@ def measured(
 ) -> dict[str, Doubles]:
     """E[x] of what each product reads, element by element, from one run of the float model over `count` samples."""
     rank = {str(t.x.name): len(dims(t.x) or ()) - 1 for t in products}
+    if not rank:
+        return {}
     session = FloatSession(model, sorted(rank), threads)
     total: dict[str, Doubles] = {}
     seen = dict.fromkeys(rank, 0)

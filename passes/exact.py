@@ -59,13 +59,20 @@ def _elementary(node: ir.Node, name: str | None) -> Callable[..., Real]:
     sixth = one / 6
     table: Mapping[str, Callable[..., Real]] = {
         "Abs": abs,
+        "Acos": c.acos,
+        "Acosh": c.acosh,
         "Add": lambda x, y: x + y,
+        "Asin": c.asin,
+        "Asinh": c.asinh,
+        "Atan": c.atan,
+        "Atanh": c.atanh,
         "Ceil": c.ceil,
         "Celu": lambda x: (
             max(x, zero) + min(zero, number("alpha", 1) * c.expm1(x / number("alpha", 1)))
         ),
         "Clip": clip,
         "Cos": c.cos,
+        "Cosh": c.cosh,
         "Div": lambda x, y: x / y,
         "Elu": lambda x: x if x >= 0 else number("alpha", 1) * c.expm1(x),
         "Erf": c.erf,
@@ -98,7 +105,9 @@ def _elementary(node: ir.Node, name: str | None) -> Callable[..., Real]:
         ),
         "Sigmoid": _sigmoid,
         "Sign": lambda x: c.sign(x),
+        "Shrink": lambda x: _shrink(x, number("lambd", 0.5), number("bias", 0)),
         "Sin": c.sin,
+        "Sinh": c.sinh,
         "Softplus": _softplus,
         "Softsign": lambda x: x / (1 + abs(x)),
         "Sqrt": lambda x: (
@@ -116,6 +125,12 @@ def _elementary(node: ir.Node, name: str | None) -> Callable[..., Real]:
             f"node {name}: {node.op_type} has no table; replace it by supported operators"
         )
     return table[node.op_type]
+
+
+def _shrink(x: Real, lambd: Real, bias: Real) -> Real:
+    if x < -lambd:
+        return x + bias
+    return x - bias if x > lambd else _CONTEXT.mpf(0)
 
 
 def _undefined(what: str) -> Real:
@@ -157,13 +172,19 @@ def unary(model: ir.Model, node: ir.Node, xs: Sequence[Real]) -> list[Real]:
     return [_guarded(node, evaluate, x) for x in xs]
 
 
-def _guarded(node: ir.Node, evaluate: Callable[[Real], Real], x: Real) -> Real:
+def _defined(evaluate: Callable[[Real], Real], x: Real) -> Real | None:
+    """A finite real value, None where there is none."""
     try:
         y = evaluate(x)
     except (ValueError, ZeroDivisionError, TypeError):
         # complex numbers have no order
-        y = None
-    if y is None or isinstance(y, _CONTEXT.mpc) or not _CONTEXT.isfinite(y):
+        return None
+    return None if isinstance(y, _CONTEXT.mpc) or not _CONTEXT.isfinite(y) else y
+
+
+def _guarded(node: ir.Node, evaluate: Callable[[Real], Real], x: Real) -> Real:
+    y = _defined(evaluate, x)
+    if y is None:
         shown = mpmath.nstr(x, 6)
         raise Unsupported(
             f"node {node.name}: {node.op_type} is not defined at {shown}, which its quantized input can reach; "
@@ -197,11 +218,21 @@ def table(
     y_scale: float,
     y_zero: int,
 ) -> list[int]:
-    """round(f((code - x_zero) * x_scale) / y_scale) + y_zero for every code, half to even, within 2**40."""
+    """round(f((code - x_zero) * x_scale) / y_scale) + y_zero for every code, half to even, within 2**40.
+
+    Where f is not defined (the logarithm of 0), a code stands for the nearest at which it is: quantized ranges always
+    hold 0. Unsupported, naming the node, where it is defined nowhere.
+    """
     c = _CONTEXT
     far = c.mpf(2) ** 40
+    evaluate = meaning(model, node)
     reals = [c.mpf(code - x_zero) * c.mpf(x_scale) for code in codes]
-    steps = [min(max(y / c.mpf(y_scale), -far), far) for y in unary(model, node, reals)]
+    found = [_defined(evaluate, x) for x in reals]
+    known = [i for i, y in enumerate(found) if y is not None]
+    if not known:
+        _guarded(node, evaluate, reals[0])
+    nearest = [found[min(known, key=lambda k: (abs(k - i), k))] for i in range(len(found))]
+    steps = [min(max(y / c.mpf(y_scale), -far), far) for y in nearest]
     return [int(c.nint(step)) + y_zero for step in steps]
 
 

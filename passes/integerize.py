@@ -19,15 +19,19 @@ from numpy.typing import NDArray
 from qcompile.errors import Unsupported
 from qcompile.integerized import Integerized
 from qcompile.ir import (
+    ArgExtreme,
     Array,
+    BatchMatMul,
     Concat,
     Conv,
     DType,
+    Extreme,
     Graph,
     Lut,
     MatMul,
     MaxPool,
     Mul,
+    Normalize,
     Op,
     Pad,
     Port,
@@ -35,6 +39,7 @@ from qcompile.ir import (
     Slice,
     Softmax,
     SumPool,
+    Take,
     TensorType,
     Value,
 )
@@ -46,9 +51,11 @@ from . import exact
 from .codes import clamp_codes, product_codes, quantize, storage
 from .layers import (
     Clamp,
+    Index,
     Join,
     Layer,
     Linear,
+    Normalized,
     Operand,
     Pooled,
     Product,
@@ -61,7 +68,7 @@ from .layers import (
 )
 from .layout import Carried, Layout, channels_last
 from .sums import settle
-from .views import Cut, Framed, Largest, Permuted, Reshaped, counts, static_dims
+from .views import Cut, Framed, Largest, Permuted, Picked, Reshaped, counts, static_dims
 
 Requant = Literal["dyadic", "shift", "khot"]
 Shifts = Literal["channel", "layer"]
@@ -239,6 +246,10 @@ class _Integerizer:
                 self.view(layer)
             case Join():
                 self.join(layer)
+            case Normalized():
+                self.normalized(layer)
+            case Index():
+                self.index(layer)
 
     def rescaled(self, layer: Rescaled) -> None:
         out, q = str(layer.out.name), self.quantizer(layer.out)
@@ -273,7 +284,7 @@ class _Integerizer:
             match term:
                 case Pooled():
                     return channels_last(rank)
-                case Linear(node=node):
+                case Linear(node=node) | Product(node=node) if node.op_type != "Mul":
                     return channels_last(rank) if node.op_type == "Conv" else plain
                 case _:
                     pass
@@ -345,9 +356,12 @@ class _Integerizer:
                 return self.linear(term, layer, label)
             case Pooled():
                 return self.pooled(term, layer, label)
-            case Product(x=x, y=y):
+            case Product(node=node, x=x, y=y):
                 a, sa, za = self.operand(x, axes)
                 b, sb, zb = self.operand(y, axes)
+                if node.op_type == "MatMul":
+                    stacks = BatchMatMul(za, zb)
+                    return self.graph.add(stacks, a, b, name=label, layer=layer), (sa * sb,)
                 return self.graph.add(Mul(za, zb), a, b, name=label, layer=layer), (sa * sb,)
 
     def linear(self, term: Linear, layer: str, label: str) -> tuple[Value, tuple[Fraction, ...]]:
@@ -437,9 +451,33 @@ class _Integerizer:
             if xq != q:
                 code = self.requantize(layer.name, f"{out}:in{i}", code, xq, q, Clamp())
             parts.append(code)
-        axis = axes.index(layer.axis)
-        made = self.graph.add(Concat(axis), *parts, name=out, layer=layer.name)
+        op = (
+            Extreme(layer.node.op_type == "Max")
+            if layer.axis is None
+            else Concat(axes.index(layer.axis))
+        )
+        made = self.graph.add(op, *parts, name=out, layer=layer.name)
         self.tensors.hold(out, Carried(made, axes))
+
+    def normalized(self, layer: Normalized) -> None:
+        x, out = str(layer.x.name), str(layer.out.name)
+        q, yq = self.quantizer(layer.x), self.quantizer(layer.out)
+        fraction = int(-math.log2(yq.scale[0]))
+        value = self.tensors.want(x, tuple(range(len(static_dims(layer.x)))))
+        row = value.type.shape[-1]
+        # in squared steps of x, and n**2 times as large as the variance
+        epsilon = Fraction(float(np.float32(layer.epsilon))) * row**2 / Fraction(q.scale[0]) ** 2
+        op = Normalize(fraction, max(1, round(epsilon)), storage(yq.format))
+        made = self.graph.add(op, value, name=out, layer=layer.name)
+        self.tensors.hold(out, Carried(made, tuple(range(len(made.type.shape)))))
+
+    def index(self, layer: Index) -> None:
+        held = self.tensors.plain(str(layer.x.name))
+        last = bool(layer.node.attributes.get_int("select_last_index", 0))
+        op = ArgExtreme(held.axes.index(layer.axis), layer.node.op_type == "ArgMax", last)
+        out = str(layer.out.name)
+        made = self.graph.add(op, held.value, name=out, layer=layer.name)
+        self.tensors.hold(out, Carried(made, held.axes))
 
     def view(self, layer: View) -> None:
         x, out = str(layer.x.name), str(layer.out.name)
@@ -458,6 +496,8 @@ class _Integerizer:
             case Cut(starts=starts, ends=ends, steps=steps):
                 kept = (tuple(row[a - 1] for a in axes[1:]) for row in (starts, ends, steps))
                 op = Slice(*kept)
+            case Picked(axis=axis, indices=indices):
+                op = Take(axes.index(axis), indices)
             case Framed(begins=begins, ends=ends, value=value):
                 fill = quantize(np.array([value]), self.quantizer(layer.x))
                 widths = tuple(row[a - 1] for row in (begins, ends) for a in axes[1:])

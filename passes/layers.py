@@ -17,21 +17,21 @@ from numpy.typing import NDArray
 from qcompile.errors import Unsupported
 
 from . import exact
+from .decompose import REFUSED
 from .linear import is_linear
 from .views import Move, move, pooling
 from .window import Window
 
 TABLES = frozenset(
-    {
-        "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Elu", "Selu", "Celu", "Softplus",
-        "Softsign", "Mish", "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal", "ThresholdedRelu", "Swish",
-    }
-)  # fmt: skip
+    """Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu
+    Log Mish Neg Reciprocal Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh
+    ThresholdedRelu""".split()
+)
 """Operators of one tensor and no other operand: a table of every code holds them exactly."""
 
 MOVES = frozenset(
     {
-        "MaxPool", "Reshape", "Transpose", "Slice", "Pad",
+        "MaxPool", "Reshape", "Transpose", "Slice", "Pad", "Gather",
         # what is left of these when they change nothing between an input and an output
         "Identity", "Flatten", "Squeeze", "Unsqueeze",
     }
@@ -85,7 +85,10 @@ class Pooled:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """The product of two tensors; the second may be a constant."""
+    """The product of two tensors, element by element or of two stacks of matrices (MatMul).
+
+    Of elements, the second may be a constant.
+    """
 
     node: ir.Node
     x: ir.Value
@@ -146,16 +149,42 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """A Concat along a float axis."""
+    """Values of several operands in one quantizer: a Concat along a float axis, or the Max or Min of two (no axis)."""
 
     name: str
     node: ir.Node
     xs: tuple[ir.Value, ...]
+    axis: int | None
+    out: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
+class Normalized:
+    """Each row of the last axis with mean 0 and variance 1; its scale is fixed by the length of a row."""
+
+    name: str
+    node: ir.Node
+    x: ir.Value
+    out: ir.Value
+
+    @property
+    def epsilon(self) -> float:
+        """What is added to the variance."""
+        return self.node.attributes.get_float("epsilon", 1e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Where the largest (or smallest) value along a float axis stands: integers, which nothing rounds."""
+
+    name: str
+    node: ir.Node
+    x: ir.Value
     axis: int
     out: ir.Value
 
 
-Layer = Rescaled | Table | SoftmaxLayer | View | Join
+Layer = Rescaled | Table | SoftmaxLayer | View | Join | Normalized | Index
 
 
 def initializer(value: ir.Value | None) -> NDArray[np.generic] | None:
@@ -193,8 +222,13 @@ class _Partition:
                 yield from self.layer(node)
 
     def layer(self, node: ir.Node) -> Iterator[Layer]:
+        if REFUSED in node.metadata_props:
+            raise Unsupported(node.metadata_props[REFUSED])
         name, out = node.name or node.outputs[0].name or node.op_type, node.outputs[0]
         match node.domain, node.op_type:
+            case "", "MatMul" if initializer(_operand(node, 1)) is None:
+                pair = Product(node, _operand(node, 0), _operand(node, 1))
+                yield self.rescaled(name, (pair,), out)
             case "", "Conv" | "Gemm" | "MatMul":
                 linear, out = self.linear(node)
                 if self.fuse_residual and self.joins_later(out):
@@ -226,6 +260,12 @@ class _Partition:
                         f"node {name}: the indices of a {node.op_type} have no integer form here; drop that output"
                     )
                 yield View(name, node, _operand(node, 0), move(node), out)
+            case "", "Max" | "Min":
+                yield Join(name, node, (_operand(node, 0), _operand(node, 1)), None, out)
+            case "", "LayerNormalization":
+                yield Normalized(name, node, _operand(node, 0), out)
+            case "", "ArgMax" | "ArgMin":
+                yield Index(name, node, _operand(node, 0), _axis(node), out)
             case "", "Concat":
                 xs = tuple(_operand(node, i) for i in range(len(node.inputs)))
                 yield Join(name, node, xs, _axis(node), out)
@@ -291,7 +331,11 @@ class _Partition:
         )
 
     def is_product(self, node: ir.Node) -> bool:
-        return not node.domain and node.op_type in ("Conv", "Gemm", "MatMul")
+        return (
+            not node.domain
+            and node.op_type in ("Conv", "Gemm", "MatMul")
+            and initializer(node.inputs[1]) is not None
+        )
 
     def operands(self, node: ir.Node) -> tuple[Term, ...]:
         sign = -1 if node.op_type == "Sub" else 1
@@ -410,5 +454,11 @@ def operators(layer: Layer) -> list[str]:
             return names
         case SoftmaxLayer():
             return ["Softmax"]
-        case Table(node=node) | View(node=node) | Join(node=node):
+        case (
+            Table(node=node)
+            | View(node=node)
+            | Join(node=node)
+            | Normalized(node=node)
+            | Index(node=node)
+        ):
             return [node.op_type]

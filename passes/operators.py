@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from .layers import (
+    Index,
     Join,
     Layer,
     Linear,
+    Normalized,
     Operand,
     Pooled,
     Product,
@@ -104,7 +106,7 @@ def operands(layer: Layer) -> list[str]:
                         values += [x, y]
                     case Operand(value=value):
                         values.append(value)
-        case Table(x=x) | SoftmaxLayer(x=x) | View(x=x):
+        case Table(x=x) | SoftmaxLayer(x=x) | View(x=x) | Normalized(x=x) | Index(x=x):
             values = [x]
         case Join(xs=xs):
             values = list(xs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -16,9 +17,11 @@ from qcompile.plan import Kind, Quantizer, QuantPlan, Slot
 
 from .layers import (
     MOVES,
+    Index,
     Join,
     Layer,
     Linear,
+    Normalized,
     Operand,
     Pooled,
     Product,
@@ -30,6 +33,7 @@ from .layers import (
     initializer,
     partition,
 )
+from .views import static_dims
 
 Residual = Literal["accumulator", "int8", "int16"]
 
@@ -102,6 +106,12 @@ class Place:
                     plan.quantizers[_name(out)] = Quantizer(
                         Int(bits), (2.0**-bits,), (-(1 << (bits - 1)),)
                     )
+                case Normalized(out=out):
+                    plan.quantizers[_name(out)] = q = _standard(layer)
+                    placer.open(out, Kind.ACTIVATION, q.format)
+                case Index(out=out):
+                    placer.open(out, Kind.OUTPUT, Int(32))
+                    plan.quantizers[_name(out)] = Quantizer(Int(32), (1.0,), (0,))
                 case View(x=x, out=out):
                     placer.share(x, out)
                 case Join(xs=xs, out=out):
@@ -157,7 +167,7 @@ class Place:
                 slot = plan.slots[name]
                 if name in plan.quantizers:
                     raise BadInput(
-                        f"override '{glob}': the scale of {name} is fixed by its operator (Softmax)"
+                        f"override '{glob}': the scale of {name} is fixed by the operator that makes it"
                     )
                 allowed = range(2, 9) if slot.kind is Kind.WEIGHT else (4, 8, 16)
                 if fmt.bits not in allowed or not fmt.signed:
@@ -207,10 +217,20 @@ def _bytes_read(layer: Layer) -> list[ir.Value]:
         case Table(x=x) | SoftmaxLayer(x=x):
             return [x]
         case Rescaled(terms=terms):
-            pairs = [(t.x, t.y) for t in terms if isinstance(t, Product)]
-            return [v for pair in pairs for v in pair if initializer(v) is None]
+            pairs = [
+                (t.x, t.y) for t in terms if isinstance(t, Product) and initializer(t.y) is None
+            ]
+            return [v for pair in pairs for v in pair]
         case _:
             return []
+
+
+def _standard(layer: Normalized) -> Quantizer:
+    """Whatever a row holds, no entry lies further than sqrt(n - 1) deviations from the mean."""
+    row = static_dims(layer.x)[-1]
+    bits = 16 if _only_multiplied(layer.out) or _only_leaves(layer.out) else 8
+    whole = max(0, math.ceil(math.log2(max(row - 1, 1)) / 2))
+    return Quantizer(Int(bits), (2.0 ** -(bits - 1 - whole),), (0,))
 
 
 class _Placer:

@@ -55,7 +55,15 @@ class Reshaped:
     rest: tuple[int, ...]
 
 
-Move = Largest | Cut | Framed | Permuted | Reshaped
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The entries at `indices` along one float axis."""
+
+    axis: int
+    indices: tuple[int, ...]
+
+
+Move = Largest | Cut | Framed | Permuted | Reshaped | Picked
 
 
 def static_dims(value: ir.Value) -> tuple[int, ...]:
@@ -88,6 +96,8 @@ def move(node: ir.Node) -> Move:
             return _pad(node)
         case "Transpose":
             return _transpose(node)
+        case "Gather":
+            return _gather(node)
         case _:
             return _reshape(node)
 
@@ -189,6 +199,16 @@ def _pad(node: ir.Node) -> Framed:
         raise _refuse(node, "with negative widths has no integer form here; write it as a Slice")
     value = 0.0 if fill is None else float(fill.reshape(-1)[0])
     return Framed(widths[1:rank], widths[rank + 1 :], value)
+
+
+def _gather(node: ir.Node) -> Picked:
+    indices = constant(operand(node, 1))
+    if indices is None or indices.ndim != 1:
+        raise _refuse(node, "has an integer form only by one constant list of indices")
+    axis = node.attributes.get_int("axis", 0)
+    if axis == 0:
+        raise _refuse(node, "picks along the batch axis, which an integer graph cannot do")
+    return Picked(axis, tuple(int(i) for i in indices))
 
 
 def _transpose(node: ir.Node) -> Permuted:

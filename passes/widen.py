@@ -269,8 +269,9 @@ def _accumulator(
             return AccOperand(
                 tuple(unit * Fraction(s) for s in w.scale), tuple(int(b) for b in bound)
             )
-        case Product():
-            return AccOperand((unit * Fraction(w.scale[0]),), (far * _far(w),))
+        case Product(node=node):
+            depth = static_dims(term.x)[-1] if node.op_type == "MatMul" else 1
+            return AccOperand((unit * Fraction(w.scale[0]),), (depth * far * _far(w),))
         case Pooled(window=window):
             size = static_dims(term.x)[2:]
             each = (int(np.prod(size)),) if window is None else counts(term.node, size, window)

@@ -183,7 +183,6 @@ class FloatSide:
 def prepare(job: Job, context: pipeline.Context) -> FloatSide:
     """Load the model, bring it to its canonical form and decide where it is rounded."""
     from qcompile import foreign
-    from qcompile.onnx import frontend
     from qcompile.onnx.batch import settle_batch
 
     source, decisions = read_model(job.source, job.options.encodings)
@@ -192,8 +191,7 @@ def prepare(job: Job, context: pipeline.Context) -> FloatSide:
             f"the model is quantized already and recipe {job.recipe.name} would decide anew; "
             f"take --recipe {IMPORT}, or the float model"
         )
-    model = frontend.load(source, input_dims=job.input_dims, warn=context.warn)
-    plan = QuantPlan()
+    model, plan = open_model(source, job.input_dims, context), QuantPlan()
     shaping, placing, _ = _stages(job)
     pipeline.run(passes(job, shaping), model, plan, context)
     settle_batch(model)
@@ -203,6 +201,29 @@ def prepare(job: Job, context: pipeline.Context) -> FloatSide:
             context.log(f"import: {sentence}")
     file = None if isinstance(job.source, bytes) else str(job.source)
     return FloatSide(model, plan, sha256_of(job.source), file, model.opset_imports.get("", 0))
+
+
+def open_model(
+    source: onnx.ModelProto, input_dims: Mapping[str, int], context: pipeline.Context
+) -> onnx_ir.Model:
+    """The float model with composite operators spelled out; an open batch that it mixes is one sample."""
+    from qcompile.onnx import frontend
+    from qcompile.passes.decompose import Decompose, open_batch
+
+    def opened(sizes: Mapping[str, int]) -> onnx_ir.Model:
+        model = frontend.load(source, input_dims=sizes, warn=context.warn)
+        pipeline.run([Decompose()], model, QuantPlan(), context)
+        return model
+
+    model = opened(input_dims)
+    symbol = open_batch(model)
+    if symbol is None:
+        return model
+    context.warn(
+        f"the model mixes the samples of a batch, whose size {symbol!r} is open: it is compiled for one sample; "
+        f"--input-dim {symbol}=VALUE sets another number"
+    )
+    return opened({**input_dims, symbol: 1})
 
 
 def read_model(
@@ -227,13 +248,12 @@ def examine(
     model: Model, input_dims: Mapping[str, int], context: pipeline.Context
 ) -> tuple[onnx_ir.Model, QuantPlan, list[tuple[str, str, str]]]:
     """The canonical model, its slots, and every node that has no integer form: name, operator, why."""
-    from qcompile.onnx import frontend
     from qcompile.onnx.batch import settle_batch
     from qcompile.passes.layers import refused
 
     job = Job.checked(model, "x86", "default", None, input_dims, Options())
     source, _ = read_model(model)
-    floats, plan = frontend.load(source, input_dims=input_dims, warn=context.warn), QuantPlan()
+    floats, plan = open_model(source, input_dims, context), QuantPlan()
     shaping, placing, _ = _stages(job)
     pipeline.run(passes(job, shaping), floats, plan, context)
     settle_batch(floats)

@@ -148,14 +148,13 @@ def evaluate(
     samples: int | None = None,
 ) -> dict[str, object]:
     """Metric (where labels are), agreement and SQNR of a compiled program against the float model it came from."""
-    from qcompile.onnx import frontend
     from qcompile.onnx.execute import FloatSession
 
     artifact = load(compiled)
     nhwc = _channels_last(artifact)
     encodings = manifest.options_of(artifact.manifest, None).encodings
     source, _ = driver.read_model(_original(artifact.manifest, model), encodings)
-    floats = frontend.load(source, input_dims=_dims_of(artifact.manifest), warn=silent)
+    floats = driver.open_model(source, _dims_of(artifact.manifest), pipeline.Context())
     dataset = open_data(data, driver.specs(floats), samples=samples)
     if dataset.metric is not None:
         recipe.one_of(dataset.metric, METRICS, "the data set's metric")

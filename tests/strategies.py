@@ -373,9 +373,7 @@ class Maker:
         """Any epsilon."""
         x = self.tensor(NARROW, (2, 4), most=self.one([6, 40]))
         epsilon = self.edge(1, 1 << self.int(0, 60))
-        return self.add(
-            ops.Normalize(self.int(0, 15), epsilon, self.one([DType.I8, DType.I16])), x
-        )
+        return self.add(ops.Normalize(self.int(0, 15), epsilon, self.one([DType.I8, DType.I16])), x)
 
 
 def _reach(value: Value) -> int:

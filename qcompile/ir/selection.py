@@ -79,6 +79,8 @@ class ArgExtreme(Op):
         (x,) = ins
         find = np.argmax if self.largest else np.argmin
         if not self.last:
-            return find(x, axis=self.axis, keepdims=True).astype(np.int32)
+            first: Array = find(x, axis=self.axis, keepdims=True).astype(np.int32)
+            return first
         found = find(np.flip(x, self.axis), axis=self.axis, keepdims=True)
-        return (x.shape[self.axis] - 1 - found).astype(np.int32)
+        last: Array = (x.shape[self.axis] - 1 - found).astype(np.int32)
+        return last

@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompile.errors import BadInput, QcompileError, Unsupported
+from qcompile.onnx.numbers import as_float32
 from qcompile.onnx.reader import read, refuse_foreign_operators
 
 MAX_SECONDS = 1200
@@ -39,6 +40,7 @@ def load(
     if proto.graph.sparse_initializer:
         raise Unsupported("the model has sparse initializers; store its weights densely")
     _drop_default_inputs(proto.graph)
+    as_float32(proto)
     _check_inputs(proto.graph)
     _set_dims(proto.graph, input_dims or {}, warn)
     outputs = [v.name for v in proto.graph.output]

@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import onnx
 import onnx.checker
+import onnx.defs
 import onnx.helper
 import onnx.inliner
 import onnx.shape_inference
@@ -43,6 +44,10 @@ _FOLDABLE = frozenset(
     Relu Reshape Round ScatterND Shape Sigmoid Sign Sin Size Slice SpaceToDepth Sqrt Squeeze Sub Sum Tanh
     Tile Transpose Trilu Unsqueeze Where Xor""".split()
 )
+
+
+_SHAPED_LIKE_THEIR_INPUT = frozenset({"GroupNormalization"})
+"""Operators whose shape ONNX's inference does not know."""
 
 
 def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -96,7 +101,7 @@ def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _convert(proto: onnx.ModelProto) -> onnx.ModelProto:
     version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), OPSET)
-    if version == OPSET:
+    if version == OPSET or (version > OPSET and _relabelled(proto, version)):
         return proto
     try:
         return onnx.version_converter.convert_version(proto, OPSET)
@@ -105,6 +110,54 @@ def _convert(proto: onnx.ModelProto) -> onnx.ModelProto:
             f"the model is of opset {version} and cannot be converted to {OPSET}: {_one_line(e)};"
             f" export it with opset {OPSET}"
         ) from e
+
+
+def _relabelled(proto: onnx.ModelProto, version: int) -> bool:
+    """Is the model one of OPSET too, up to names of types? Then it says so, and Swish is spelled out."""
+
+    def form(op_type: str, at: int) -> object:
+        s = onnx.defs.get_schema(op_type, at)
+        attributes = sorted(
+            (a.name, str(a.type), a.required, str(a.default_value)) for a in s.attributes.values()
+        )
+        return attributes, [[(p.name, str(p.option)) for p in ps] for ps in (s.inputs, s.outputs)]
+
+    for node in proto.graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type == "Swish":
+            continue
+        try:
+            if form(node.op_type, version) != form(node.op_type, OPSET):
+                return False
+        except onnx.defs.SchemaError:
+            return False
+    nodes = [part for node in proto.graph.node for part in _spelled_out(node)]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            opset.version = OPSET
+    # inference has become better since: one version has one opinion
+    del proto.graph.value_info[:]
+    for output in proto.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return True
+
+
+def _spelled_out(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Swish, which came with opset 24, in older operators."""
+    if node.op_type != "Swish":
+        return [node]
+    alpha = next((a.f for a in node.attribute if a.name == "alpha"), 1.0)
+    y = node.output[0]
+    factor = onnx.helper.make_tensor(f"{y}.alpha", onnx.TensorProto.FLOAT, [], [alpha])
+    return [
+        onnx.helper.make_node("Constant", [], [f"{y}.alpha"], f"{node.name}.alpha", value=factor),
+        onnx.helper.make_node(
+            "Mul", [node.input[0], f"{y}.alpha"], [f"{y}.scaled"], f"{node.name}.scaled"
+        ),
+        onnx.helper.make_node("Sigmoid", [f"{y}.scaled"], [f"{y}.gate"], f"{node.name}.gate"),
+        onnx.helper.make_node("Mul", [node.input[0], f"{y}.gate"], [y], node.name),
+    ]
 
 
 def _simplify(model: ir.Model) -> None:
@@ -208,6 +261,9 @@ def _check_result(graph: ir.Graph) -> None:
                     f"node {node.name!r} ({node.op_type}) makes {value.name!r} empty ({value.shape});"
                     " no dimension can be less than 1"
                 )
+            if shape is None and node.op_type in _SHAPED_LIKE_THEIR_INPUT:
+                shape = dims(operand(node, 0))
+                value.shape = None if shape is None else ir.Shape(shape)
             if shape is None or static(shape[1:]) is None:
                 raise Unsupported(
                     f"the shape of {value.name!r}, made by node {node.name!r} ({node.op_type}), is only"

@@ -277,6 +277,13 @@ def test_undefined_values_are_refused_with_the_node(name: str) -> None:
     assert "clip its input" in str(caught.value)
 
 
+def test_codes_without_a_value_stand_for_the_nearest_with_one() -> None:
+    model, at, _ = table_layer([make_node("Log", ["x"], ["y"], name="it")])
+    row = exact.table(model, at, range(-3, 4), 0.5, 0, 0.01, 0)
+    lowest = round(np.log(0.5) * 100)
+    assert row == [lowest] * 5 + [0, round(np.log(1.5) * 100)]
+
+
 def test_clipping_the_input_helps_as_the_sentence_says() -> None:
     clip = make_node("Clip", ["x", "lo"], ["m"], name="m")
     model, at, _ = table_layer([clip, make_node("Log", ["m"], ["y"], name="it")], lo=0.5)
@@ -287,8 +294,8 @@ def test_clipping_the_input_helps_as_the_sentence_says() -> None:
 def test_operator_without_meaning_is_refused_with_the_models_node() -> None:
     """Not with the node's name inside the function it became."""
     nodes = [
-        make_node("Asinh", ["x"], ["m"], name="inner"),
+        make_node("Det", ["x"], ["m"], name="inner"),
         make_node("Tanh", ["m"], ["y"], name="outer"),
     ]
-    with pytest.raises(Unsupported, match="node outer: Asinh has no table"):
+    with pytest.raises(Unsupported, match="node outer: Det has no table"):
         table_layer(nodes)

@@ -1,0 +1,158 @@
+"""The batch axis of a model that has none: every tensor becomes one row of an axis in front.
+
+An integer graph never mixes the rows of axis 0. Where the float graph does (a Transpose or a reduction of axis 0,
+time in front of the batch) and all its sizes are known, the whole tensor is one sample: inputs and outputs have a
+batch axis then that they did not have before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompile.errors import Unsupported
+from qcompile.onnx.edit import Editor, constant, dims, operand, set_inputs, static
+
+from ..fold import pad_widths
+
+_ROWS = frozenset(
+    """Conv MaxPool AveragePool GlobalAveragePool BatchNormalization ReduceMean Gemm""".split()
+)
+"""Operators whose axes have fixed meanings."""
+
+_ALONG = frozenset({"Concat", "Softmax", "Gather", "ArgMax", "ArgMin", "LayerNormalization"})
+"""Operators with an attribute `axis`."""
+
+_PLAIN = frozenset({"MatMul", "Reshape", "Transpose", "Slice", "Pad"})
+
+
+def mixes(graph: ir.Graph) -> bool:
+    """Does a node mix what stands side by side on axis 0?"""
+    return any(len(dims(v) or (0,) * 2) < 2 for v in graph.inputs) or any(map(_mixes, graph))
+
+
+def _mixes(node: ir.Node) -> bool:
+    shape = dims(node.outputs[0])
+    if node.domain or shape is None:
+        return False
+    a, x = node.attributes, node.inputs[0] if node.inputs else None
+    before = dims(x)
+    if len(shape) < 2 or before is None or len(before) < 2:
+        return True
+    match node.op_type:
+        case "Transpose":
+            return next(iter(a.get_ints("perm") or range(len(shape))[::-1])) != 0
+        case op if op in _ALONG:
+            default = {"Concat": 0, "Gather": 0, "ArgMax": 0, "ArgMin": 0}.get(op, -1)
+            return a.get_int("axis", default) % len(shape) == 0
+        case "Slice":
+            return before[0] != shape[0]
+        case "Pad":
+            widths = pad_widths(node)
+            return widths is not None and bool(widths[0] or widths[len(widths) // 2])
+        case "Reshape" | "MatMul" | "Flatten" | "Squeeze" | "Unsqueeze":
+            return False
+        case op if op in _ROWS:
+            return False
+        case _:
+            computed = [dims(v) for v in node.inputs if v is not None and constant(v) is None]
+            constants = [c for v in node.inputs if (c := constant(v)) is not None]
+            return any(d is not None and d[:1] != shape[:1] for d in computed) or any(
+                c.ndim == len(shape) and c.shape[0] != 1 for c in constants
+            )
+
+
+def lift(model: ir.Model) -> None:
+    """Every tensor has an axis of one row in front, inputs and outputs too; all sizes must be known."""
+    graph = model.graph
+    editor = Editor(graph)
+    nodes = list(graph)
+    computed = [v for node in nodes for v in node.outputs if v.name]
+    shapes = {v: _sizes(v) for v in (*graph.inputs, *computed)}
+    for value in graph.inputs:
+        value.shape = ir.Shape((1, *shapes[value]))
+    for node in nodes:
+        _lift(node, shapes, editor)
+
+
+def _sizes(value: ir.Value) -> tuple[int, ...]:
+    shape = dims(value)
+    found = None if shape is None else static(shape)
+    if found is None:
+        raise Unsupported(f"the shape of {value.name} is only known at run time; state --input-dim")
+    return found
+
+
+def _reshaped(
+    x: ir.Value, shape: tuple[int, ...], hint: str, editor: Editor
+) -> tuple[ir.Node, ir.Value]:
+    target = editor.const(np.array(shape, np.int64), f"{hint}_shape")
+    y = ir.Value(name=f"{hint}_value", shape=ir.Shape(shape), type=x.type)
+    return ir.Node("", "Reshape", [x, target], outputs=[y], name=hint), y
+
+
+def _lift(node: ir.Node, shapes: dict[ir.Value, tuple[int, ...]], editor: Editor) -> None:
+    x, y = (node.inputs[0] if node.inputs else None), node.outputs[0]
+    shape = shapes[y]
+    if node.op_type in _ROWS and not node.domain and x is not None:
+        before, flat = _reshaped(x, shapes[x], f"{node.name}_rows", editor)
+        editor.graph.insert_before(node, before)
+        node.replace_input_with(0, flat)
+        after, row = _reshaped(y, (1, *shape), f"{node.name}_row", editor)
+        y.replace_all_uses_with(row)
+        after.replace_input_with(0, y)
+        editor.graph.insert_after(node, after)
+        if y.is_graph_output():
+            editor.graph.outputs[list(editor.graph.outputs).index(y)] = row
+            row.name, y.name = y.name, f"{y.name}_rows"
+            shapes[row] = shape
+        return
+    rank = len(shape)
+    a = node.attributes
+    match node.op_type:
+        case "Transpose":
+            perm = tuple(a.get_ints("perm") or range(rank)[::-1])
+            a["perm"] = ir.AttrInt64s("perm", (0, *(p + 1 for p in perm)))
+        case op if op in _ALONG and not node.domain:
+            default = {"Concat": 0, "Gather": 0, "ArgMax": 0, "ArgMin": 0}.get(op, -1)
+            a["axis"] = ir.AttrInt64("axis", a.get_int("axis", default) % max(rank, 1) + 1)
+            if op == "Concat":
+                _lift_constants(node, editor)
+        case "Reshape":
+            target = editor.const(np.array((1, *shape), np.int64), f"{node.name}_shape")
+            set_inputs(node, {1: target})
+            a.pop("allowzero", None)
+        case "Slice":
+            _lift_slice(node, rank, editor)
+        case "Pad":
+            widths = pad_widths(node)
+            if widths is not None:
+                n = len(widths) // 2
+                wide = (0, *widths[:n], 0, *widths[n:])
+                node.resize_inputs(min(len(node.inputs), 3))
+                set_inputs(node, {1: editor.const(np.array(wide, np.int64), f"{node.name}_pads")})
+        case _:
+            pass
+    for value in node.outputs:
+        if value in shapes:
+            value.shape = ir.Shape((1, *shapes[value]))
+
+
+def _lift_constants(node: ir.Node, editor: Editor) -> None:
+    for i, value in enumerate(node.inputs):
+        array = constant(value)
+        if array is not None:
+            node.replace_input_with(i, editor.const(array[None], f"{node.name}_constant"))
+
+
+def _lift_slice(node: ir.Node, rank: int, editor: Editor) -> None:
+    starts, axes = constant(operand(node, 1)), constant(operand(node, 3))
+    if starts is None:
+        return
+    old: Iterator[int] = iter(
+        range(starts.size) if axes is None else (int(i) % rank for i in axes.reshape(-1))
+    )
+    moved = np.array([i + 1 for i in old], np.int64)
+    set_inputs(node, {3: editor.const(moved, f"{node.name}_axes")})

@@ -373,9 +373,7 @@ class Maker:
         """Any epsilon."""
         x = self.tensor(NARROW, (2, 4), most=self.one([6, 40]))
         epsilon = self.edge(1, 1 << self.int(0, 60))
-        return self.add(
-            ops.Normalize(self.int(0, 15), epsilon, self.one([DType.I8, DType.I16])), x
-        )
+        return self.add(ops.Normalize(self.int(0, 15), epsilon, self.one([DType.I8, DType.I16])), x)
 
 
 def _reach(value: Value) -> int:
@@ -388,6 +386,12 @@ OPERATORS = (
     "reshape", "transpose", "take", "extreme", "argextreme", "batch_matmul", "normalize",
 )  # fmt: skip
 """The methods of Maker that add one operator each: the closed set."""
+
+WITHOUT_UNITS = ("mul", "take", "extreme", "argextreme", "batch_matmul", "normalize")
+"""What the FPGA has no units for."""
+
+HAVE_UNITS = tuple(o for o in OPERATORS if o not in (*WITHOUT_UNITS, "slice"))
+"""What it has units for, whatever the attributes are."""
 
 
 @st.composite
@@ -402,11 +406,11 @@ def singles(draw: Draw, operator: str) -> Graph:
 
 
 @st.composite
-def graphs(draw: Draw, most: int = 8) -> Graph:
+def graphs(draw: Draw, most: int = 8, operators: Sequence[str] = OPERATORS) -> Graph:
     """A few operators on each other's results; any values are outputs, also twice, also inputs and constants."""
     maker = Maker(draw)
     for _ in range(maker.int(1, most)):
-        getattr(maker, maker.one((*OPERATORS, "rescale", "conv", "rescale", "reshape")))()
+        getattr(maker, maker.one((*operators, "rescale", "conv", "rescale", "reshape")))()
     made = [*(v for _, v in maker.graph.inputs), *maker.values, *maker.values]
     chosen = [maker.values[-1], *(maker.one(made) for _ in range(maker.int(0, 2)))]
     if maker.int(0, 6) == 0:

@@ -42,7 +42,9 @@ class BatchMatMul(Op):
 
     def run(self, *ins: Array) -> Array:
         """Exact result; see the class: every partial sum is an integer that float64 holds."""
-        x, y = (a.astype(np.float64) - z for a, z in zip(ins, (self.zero_x, self.zero_y), strict=True))
+        x, y = (
+            a.astype(np.float64) - z for a, z in zip(ins, (self.zero_x, self.zero_y), strict=True)
+        )
         return (x @ y).astype(np.int32)
 
 
@@ -70,7 +72,8 @@ class Normalize(Op):
         (x,) = operands(self, ins, 1)
         want(len(x.shape) >= 2, f"Normalize wants rows, not {x}")
         want(
-            x.dtype.bits <= 16 and self.out in (DType.I8, DType.I16), f"Normalize of {x} to {self.out}"
+            x.dtype.bits <= 16 and self.out in (DType.I8, DType.I16),
+            f"Normalize of {x} to {self.out}",
         )
         want(0 <= self.fraction <= 15, f"Normalize has 0..15 fractional bits, not {self.fraction}")
         want(self.epsilon >= 1, f"Normalize wants an epsilon of at least 1, not {self.epsilon}")

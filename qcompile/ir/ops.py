@@ -217,9 +217,7 @@ class Rescale(Op):
             all(len(r) in (1, entries) for r in rows),
             f"Rescale parameters have 1 or {entries} entries",
         )
-        want(
-            all(arith.F_MIN <= f <= arith.F_MAX for f in self.f), f"f lies in 1..30, not {self.f}"
-        )
+        want(all(arith.F_MIN <= f <= arith.F_MAX for f in self.f), f"f lies in 1..30, not {self.f}")
         want(
             all(1 << 30 <= m < 1 << 31 for a in self.accs for m in a.multiplier),
             "an accumulator's multiplier lies in [2**30, 2**31)",

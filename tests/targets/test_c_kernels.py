@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from qcompile.ir import Conv, DType, Graph, MatMul, Port, TensorType, Value
 from qcompile.targets.arm.kernels import DOTPROD as KERNELS
 from qcompile.targets.c.kernels import PORTABLE
+from qcompile.targets.hexagon import hvx
+from qcompile.targets.mcu import dsp, mve
 from tests.native import ZIG, check
 from tests.strategies import OPERATORS, singles
 
@@ -80,4 +82,5 @@ def test_some_kernel_takes_every_operator(data: st.DataObject) -> None:
 
     graph = data.draw(singles(data.draw(st.sampled_from(OPERATORS))))
     for step in fuse(graph):
-        assert any(kernel.matches(step) for kernel in PORTABLE)
+        for kernels in (PORTABLE, KERNELS, dsp.KERNELS, hvx.KERNELS, mve.KERNELS):
+            assert any(kernel.matches(step) for kernel in kernels)

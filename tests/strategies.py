@@ -387,6 +387,12 @@ OPERATORS = (
 )  # fmt: skip
 """The methods of Maker that add one operator each: the closed set."""
 
+WITHOUT_UNITS = ("mul", "take", "extreme", "argextreme", "batch_matmul", "normalize")
+"""What the FPGA has no units for."""
+
+HAVE_UNITS = tuple(o for o in OPERATORS if o not in (*WITHOUT_UNITS, "slice"))
+"""What it has units for, whatever the attributes are."""
+
 
 @st.composite
 def singles(draw: Draw, operator: str) -> Graph:
@@ -400,11 +406,11 @@ def singles(draw: Draw, operator: str) -> Graph:
 
 
 @st.composite
-def graphs(draw: Draw, most: int = 8) -> Graph:
+def graphs(draw: Draw, most: int = 8, operators: Sequence[str] = OPERATORS) -> Graph:
     """A few operators on each other's results; any values are outputs, also twice, also inputs and constants."""
     maker = Maker(draw)
     for _ in range(maker.int(1, most)):
-        getattr(maker, maker.one((*OPERATORS, "rescale", "conv", "rescale", "reshape")))()
+        getattr(maker, maker.one((*operators, "rescale", "conv", "rescale", "reshape")))()
     made = [*(v for _, v in maker.graph.inputs), *maker.values, *maker.values]
     chosen = [maker.values[-1], *(maker.one(made) for _ in range(maker.int(0, 2)))]
     if maker.int(0, 6) == 0:

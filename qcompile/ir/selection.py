@@ -78,9 +78,6 @@ class ArgExtreme(Op):
         """Exact result; see the class."""
         (x,) = ins
         find = np.argmax if self.largest else np.argmin
-        if not self.last:
-            first: Array = find(x, axis=self.axis, keepdims=True).astype(np.int32)
-            return first
-        found = find(np.flip(x, self.axis), axis=self.axis, keepdims=True)
-        last: Array = (x.shape[self.axis] - 1 - found).astype(np.int32)
-        return last
+        seen = np.flip(x, self.axis) if self.last else x
+        found: Array = find(seen, axis=self.axis, keepdims=True).astype(np.int32)
+        return x.shape[self.axis] - 1 - found if self.last else found

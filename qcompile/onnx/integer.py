@@ -193,9 +193,8 @@ class _Exporter:
                 self.call(node, functions.arg_extreme(largest), axis=axis, last=int(last))
             case ops.BatchMatMul(zero_x=zx, zero_y=zy):
                 kinds = [v.type.dtype for v in node.inputs]
-                zeros = (z + LIFT * d.signed for z, d in zip((zx, zy), kinds, strict=True))
-                f = functions.batch_matmul(*kinds)
-                self.call(node, f, **dict(zip(("zero_x", "zero_y"), zeros, strict=True)))
+                zx, zy = (z + LIFT * d.signed for z, d in zip((zx, zy), kinds, strict=True))
+                self.call(node, functions.batch_matmul(*kinds), zero_x=zx, zero_y=zy)
             case ops.Normalize(fraction=fraction, epsilon=epsilon):
                 self.call(
                     node,

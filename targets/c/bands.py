@@ -136,8 +136,13 @@ def _need(node: Node, rows: Rows) -> _Need | None:
             op = replace(op, starts=(0, *starts[1:]), ends=(last + 1 - first, *ends[1:]))
             return _Need(rows, op, ((first, last + 1),))
         case (
-            ops.Rescale() | ops.Mul() | ops.Lut() | ops.Softmax() | ops.MatMul()
-            | ops.Extreme() | ops.Normalize()
+            ops.Rescale()
+            | ops.Mul()
+            | ops.Lut()
+            | ops.Softmax()
+            | ops.MatMul()
+            | ops.Extreme()
+            | ops.Normalize()
         ):
             return _rowwise(node, rows)
         case ops.Concat(axis=axis) | ops.Take(axis=axis) | ops.ArgExtreme(axis=axis) if axis > 1:

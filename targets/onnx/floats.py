@@ -18,9 +18,9 @@ from .session import opened
 
 _CLOSED = frozenset(
     {
-        "Add", "ArgMax", "ArgMin", "Cast", "Clip", "Concat", "Constant", "ConvInteger", "Div", "Gather", "GreaterOrEqual",
-        "Identity", "MatMulInteger", "Max", "Min", "Mul", "Pad", "ReduceMax", "ReduceSum", "Reshape", "Slice", "Sub",
-        "Transpose",
+        "Add", "ArgMax", "ArgMin", "Cast", "Clip", "Concat", "Constant", "ConvInteger", "Div", "Gather",
+        "GreaterOrEqual", "Identity", "MatMulInteger", "Max", "Min", "Mul", "Pad", "ReduceMax", "ReduceSum",
+        "Reshape", "Slice", "Sub", "Transpose",
     }
 )  # fmt: skip
 _INTEGERS = frozenset(

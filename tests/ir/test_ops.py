@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from qcompile.ir import (
+    ArgExtreme,
     Array,
+    BatchMatMul,
     Concat,
     Conv,
     DType,
+    Extreme,
     Lut,
     MatMul,
     MaxPool,
     Mul,
+    Normalize,
     Op,
     Pad,
     Rescale,
@@ -33,6 +37,7 @@ from qcompile.ir import (
     Slice,
     Softmax,
     SumPool,
+    Take,
     TensorType,
     Transpose,
     ops,
@@ -420,7 +425,10 @@ def test_mul_is_a_product_of_integers(data: st.DataObject, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
     other = [n if data.draw(st.booleans()) else 1 for n in shape]
-    kinds = [data.draw(st.sampled_from([DType.I8, DType.U8, DType.I4])) for _ in range(2)]
+    narrow = [DType.I8, DType.U8, DType.I4]
+    kinds = [data.draw(st.sampled_from(k)) for k in (narrow, [*narrow, DType.I16])]
+    if data.draw(st.booleans()):
+        kinds.reverse()
     x, y = codes(rng, kinds[0], shape), codes(rng, kinds[1], other)
     zx, zy = (int(codes(rng, k, (1,))[0]) for k in kinds)
     wide = np.broadcast_to(y, shape)
@@ -631,7 +639,8 @@ REFUSED: dict[str, tuple[Op, tuple[TensorType, ...], str]] = {
     "Rescale clamp": (requant(hi=128), (ACC,), "is not in int8"),
     "Rescale empty clamp": (requant(lo=1, hi=0), (ACC,), "is not in int8"),
     "Mul operands": (Mul(0, 0), (IMAGE,), "takes 2 operands"),
-    "Mul wide": (Mul(0, 0), (IMAGE, t(I16, 1, 4, 4, 2)), "at most 8 bits"),
+    "Mul wide": (Mul(0, 0), (t(I16, 1, 4, 4, 2),) * 2, "at most 16 bits by at most 8 bits"),
+    "Mul wider": (Mul(0, 0), (IMAGE, t(I32, 1, 4, 4, 2)), "at most 16 bits by at most 8 bits"),
     "Mul shapes": (Mul(0, 0), (IMAGE, t(I8, 3)), "do not broadcast"),
     "Mul zero of x": (Mul(200, 0), (IMAGE, IMAGE), "zero point 200 is no int8"),
     "Mul zero of y": (Mul(0, -9), (IMAGE, t(I4, 1, 4, 4, 2)), "zero point -9 is no int4"),
@@ -679,6 +688,37 @@ REFUSED: dict[str, tuple[Op, tuple[TensorType, ...], str]] = {
     "Transpose perm": (Transpose((0, 1, 1)), (t(I8, 1, 2, 3),), "by (0, 1, 1)"),
     "Transpose rank": (Transpose((0, 1)), (t(I8, 1, 2, 3),), "by (0, 1)"),
     "Transpose rows": (Transpose((1, 0)), (t(I8, 1, 2),), "moves the rows"),
+    "Take operands": (Take(1, (0,)), (), "takes 1 operands"),
+    "Take rows": (Take(0, (0,)), (IMAGE,), "along axis 0"),
+    "Take axis": (Take(4, (0,)), (IMAGE,), "along axis 4"),
+    "Take of nothing": (Take(1, ()), (IMAGE,), "takes no index"),
+    "Take negative": (Take(1, (0, -1)), (IMAGE,), "indices -1 to 0 leaves axis 1"),
+    "Take beyond": (Take(3, (2, 0)), (IMAGE,), "indices 0 to 2 leaves axis 3"),
+    "Extreme operands": (Extreme(True), (IMAGE,), "takes 2 operands"),
+    "Extreme types": (Extreme(True), (IMAGE, t(U8, 1, 4, 4, 2)), "of one type"),
+    "Extreme shapes": (Extreme(False), (IMAGE, t(I8, 1, 4, 4, 1)), "of one type"),
+    "ArgExtreme operands": (ArgExtreme(1, True, False), (), "takes 1 operands"),
+    "ArgExtreme rows": (ArgExtreme(0, True, False), (IMAGE,), "along axis 0"),
+    "ArgExtreme axis": (ArgExtreme(4, True, False), (IMAGE,), "along axis 4"),
+    "BatchMatMul operands": (BatchMatMul(0, 0), (IMAGE,), "takes 2 operands"),
+    "BatchMatMul wide": (BatchMatMul(0, 0), (t(I16, 1, 2, 2), t(I8, 1, 2, 2)), "at most 8 bits"),
+    "BatchMatMul rank": (BatchMatMul(0, 0), (t(I8, 2, 2), t(I8, 2, 2)), "does not fit"),
+    "BatchMatMul ranks": (BatchMatMul(0, 0), (t(I8, 1, 2, 2), t(I8, 1, 1, 2, 2)), "does not fit"),
+    "BatchMatMul lead": (BatchMatMul(0, 0), (t(I8, 1, 3, 2, 2), t(I8, 1, 2, 2, 2)), "does not fit"),
+    "BatchMatMul depth": (BatchMatMul(0, 0), (t(I8, 1, 2, 3), t(I8, 1, 2, 2)), "does not fit"),
+    "BatchMatMul zero of x": (BatchMatMul(128, 0), (t(I8, 1, 2, 2),) * 2, "zero point 128"),
+    "BatchMatMul zero of y": (BatchMatMul(0, -9), (t(I4, 1, 2, 2),) * 2, "zero point -9"),
+    "BatchMatMul sum": (
+        BatchMatMul(-128, 0), (t(I8, 1, 1, 33026), t(U8, 1, 33026, 1)), "may leave 32 bits",
+    ),
+    "Normalize operands": (Normalize(8, 1, I8), (), "takes 1 operands"),
+    "Normalize rank": (Normalize(8, 1, I8), (t(I8, 4),), "wants rows"),
+    "Normalize wide": (Normalize(8, 1, I8), (t(I32, 1, 4),), "Normalize of int32"),
+    "Normalize result": (Normalize(8, 1, U8), (t(I8, 1, 4),), "to uint8"),
+    "Normalize fraction": (Normalize(16, 1, I16), (t(I8, 1, 4),), "0..15 fractional bits"),
+    "Normalize negative fraction": (Normalize(-1, 1, I16), (t(I8, 1, 4),), "0..15 fractional bits"),
+    "Normalize epsilon": (Normalize(8, 0, I16), (t(I8, 1, 4),), "epsilon of at least 1"),
+    "Normalize length": (Normalize(8, 1, I16), (t(I16, 1, 57345),), "may leave 64 bits"),
 }  # fmt: skip
 
 

@@ -12,10 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qcompile.ir import (
+    ArgExtreme,
     Array,
+    BatchMatMul,
     Concat,
     Conv,
     DType,
+    Extreme,
     Graph,
     Lut,
     MatMul,
@@ -28,6 +31,7 @@ from qcompile.ir import (
     Slice,
     Softmax,
     SumPool,
+    Take,
     TensorType,
     Transpose,
     Value,
@@ -75,6 +79,10 @@ def test_code_range_follows_clamps_and_tables() -> None:
     table = constant(graph, np.arange(256) % 50 - 20, I8)
     assert code_range(graph.add(Lut(), y, table, name="l")) == (-20, 29)
     assert code_range(constant(graph, np.array([4, 9]), I8)) == (0, 9)
+    assert code_range(graph.add(Take(1, (2, 0)), y, name="k")) == (-3, 90)
+    assert code_range(graph.add(Extreme(True), y, z, name="a")) == (5, 100)
+    assert code_range(graph.add(Extreme(False), y, z, name="b")) == (-3, 90)
+    assert code_range(graph.add(ArgExtreme(2, True, False), y, name="i")) == (0, 3)
     ones = constant(graph, np.ones(256, np.int64), I32)
     assert code_range(graph.add(Softmax(20, I16), y, ones, name="e")) == (-32768, 32767)
 
@@ -185,6 +193,15 @@ def test_bounds_of_products_and_sums_are_reached(
     assert accumulator_bound(product.producer).tolist() == [max(ends)]
     assert accumulator_bound(pool.producer).tolist() == [k * max(abs(a - zx) for a in xs)]
     assert code_range(product) == (-max(ends), max(ends))
+    row, column = (
+        graph.add(Reshape(shape), v, name=f"{v.name}.as")
+        for v, shape in ((x, (-1, 1, k)), (y, (-1, k, 1)))
+    )
+    whole = graph.add(BatchMatMul(zx, zy), row, column, name="whole")
+    assert whole.producer is not None
+    assert accumulator_bound(whole.producer).tolist() == [k * max(ends)]
+    graph.add_output(Port("whole", 1.0, 0), whole)
+    assert [p.bound for p in prove(graph) if p.node == "whole"] == [k * max(ends)]
 
 
 def test_a_sum_of_exponentials_is_an_accumulator_too() -> None:

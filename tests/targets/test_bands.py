@@ -23,7 +23,16 @@ from tests.native import check
 from tests.strategies import Maker, feeds
 
 NARROW = (DType.I8, DType.U8, DType.I16)
-MOVES = ops.Lut | ops.MaxPool | ops.Slice | ops.Pad | ops.Concat
+MOVES = (
+    ops.Lut
+    | ops.MaxPool
+    | ops.Slice
+    | ops.Pad
+    | ops.Concat
+    | ops.Take
+    | ops.Extreme
+    | ops.Normalize
+)
 
 
 class Image(Maker):
@@ -44,6 +53,7 @@ def images(draw: st.DrawFn) -> Graph:
     maker.values.append(maker.input(DType.I8, (1, *spatial, maker.int(1, 4))))
     for _ in range(maker.int(1, 4)):
         kinds = ["conv", "conv", "conv", "sumpool", "maxpool", "matmul", "slice", "pad", "concat"]
+        kinds += ["take", "extreme", "normalize"]
         if maker.values[-1].type.dtype.bits == 8:
             kinds += ["lut", "mul"]
         v = getattr(maker, maker.one(kinds))()
@@ -119,6 +129,9 @@ def test_most_images_can_be_split() -> None:
         "Slice",
         "Pad",
         "Concat",
+        "Take",
+        "Extreme",
+        "Normalize",
     }
 
 

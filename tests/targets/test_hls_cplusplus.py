@@ -27,10 +27,9 @@ from qcompile.targets.hls.cplusplus_sim import CSim
 from qcompile.targets.hls.legalise import Folding, legalise
 from qcompile.targets.hls.pipeline import Pipeline
 from qcompile.targets.hls.units import MatrixVector
-from tests.strategies import OPERATORS, feeds, graphs, singles
+from tests.strategies import HAVE_UNITS, feeds, graphs, singles
 from tests.targets.test_families import data, network
 
-HAVE_UNITS = tuple(o for o in OPERATORS if o not in ("mul", "slice"))
 SHIM = Path(cplusplus.__file__).parent / "shim"
 SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 STRICT = ("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror")
@@ -138,7 +137,10 @@ def test_random_networks_are_exact_in_every_stream(
     tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject, seed: int
 ) -> None:
     made: list[tuple[Graph, Pipeline]] = []
-    wanted: list[st.SearchStrategy[Graph]] = [*map(singles, HAVE_UNITS), *[graphs()] * 6]
+    wanted: list[st.SearchStrategy[Graph]] = [
+        *map(singles, HAVE_UNITS),
+        *[graphs(operators=HAVE_UNITS)] * 6,
+    ]
     for strategy in wanted:
         graph = draw.draw(strategy)
         try:

@@ -83,7 +83,9 @@ def survives(step: Step, distance: int, runs: Sequence[int]) -> bool:
     return at >= len(reads)
 
 
-OVERLAPPING = ("conv", "conv", "maxpool", "sumpool", "matmul", "rescale", "lut", "conv")
+OVERLAPPING = (
+    "conv", "conv", "maxpool", "sumpool", "matmul", "rescale", "lut", "conv", "extreme",
+)  # fmt: skip
 
 
 @settings(

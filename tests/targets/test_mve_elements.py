@@ -113,7 +113,9 @@ def chains(draw: Draw) -> Graph:
     other = maker.input(one(*BYTES, DType.I16), one(shape, shape, (1,) * len(shape), shape[-1:]))
     kind = one(DType.I8, DType.I8, DType.U8, DType.I16, DType.I32)
     added = maker.sum([first, other], kind, each=draw(st.integers(0, 3)) == 0)
-    gate = maker.input(one(*BYTES), one(shape, (1,) * (len(shape) - 1) + (channels,), (1,)))
+    gate = maker.input(
+        one(*BYTES, DType.I16), one(shape, (1,) * (len(shape) - 1) + (channels,), (1,))
+    )
     total = maker.product(first, gate)
     more = [first] if draw(st.integers(0, 2)) == 0 else []
     gated = maker.scaled(total, DType.I8, *more, each=draw(st.integers(0, 3)) == 0)

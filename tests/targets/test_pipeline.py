@@ -41,10 +41,8 @@ from qcompile.targets.hls.pipeline import Pipeline
 from qcompile.targets.hls.reading import steps
 from qcompile.targets.hls.requantize import Operand, Requantize, entry
 from qcompile.targets.hls.units import Stream
-from tests.strategies import OPERATORS, Maker, feeds, graphs, singles
+from tests.strategies import HAVE_UNITS, WITHOUT_UNITS, Maker, feeds, graphs, singles
 from tests.targets.test_families import data, network
-
-HAVE_UNITS = tuple(o for o in OPERATORS if o not in ("mul", "slice"))
 
 
 def golden(graph: Graph, codes: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -113,7 +111,7 @@ def test_every_operator_is_exact_or_refused(operator: str, data: st.DataObject, 
 @given(data=st.data(), seed=st.integers(0, 99))
 @settings(max_examples=100, deadline=None)
 def test_small_graphs_are_exact_or_refused(data: st.DataObject, seed: int) -> None:
-    graph = data.draw(graphs())
+    graph = data.draw(graphs(operators=HAVE_UNITS))
     with contextlib.suppress(Unsupported):
         legalise(graph)
         each_folding(data, graph, seed)
@@ -483,11 +481,18 @@ def test_a_folding_that_does_not_fit_is_refused(folding: Folding, sentence: str)
         legalise(network(), folding)
 
 
-@given(st.data())
-@settings(max_examples=20, deadline=None)
-def test_what_has_no_unit_is_named(data: st.DataObject) -> None:
-    maker = Maker(data.draw)
-    maker.mul()
-    maker.graph.add_output(Port("y", 0.1, 0), maker.values[-1])
-    with pytest.raises(Unsupported, match="Mul 0: no unit of the FPGA target computes Mul"):
-        legalise(maker.graph)
+@pytest.mark.parametrize("operator", WITHOUT_UNITS)
+def test_what_has_no_unit_is_named(operator: str) -> None:
+    @given(st.data())
+    @settings(max_examples=5, deadline=None)
+    def check(data: st.DataObject) -> None:
+        maker = Maker(data.draw)
+        value = getattr(maker, operator)()
+        maker.graph.add_output(Port("y", 0.1, 0), value)
+        kind = type(value.producer.op).__name__
+        with pytest.raises(
+            Unsupported, match=f"{kind} 0: no unit of the FPGA target computes {kind}"
+        ):
+            legalise(maker.graph)
+
+    check()

@@ -213,6 +213,8 @@ def test_constants_keep_their_type() -> None:
     assert operators.typed(np.int64(1 << 40)).value.numpy().shape == ()
     line = (operators.LINE_CONSTANT, operators.LINE_SLOPE, operators.NEWTON_STEPS)
     assert line == (arith.LINE_CONSTANT, arith.LINE_SLOPE, arith.NEWTON_STEPS)
+    root = (operators.ROOT_CONSTANT, operators.ROOT_SLOPE, operators.ROOT_STEPS)
+    assert root == (arith.ROOT_CONSTANT, arith.ROOT_SLOPE, arith.ROOT_STEPS)
 
 
 def test_the_build_for_this_processor_gives_what_the_graph_gives(tmp_path: Path) -> None:

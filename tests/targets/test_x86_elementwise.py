@@ -58,7 +58,9 @@ class Elements(Layers):
     def products(self) -> None:
         shape = self.shape()
         x = self.input(self.one(BYTES), shape)
-        y = self.input(self.one(BYTES), self.broadcastable(shape))
+        y = self.input(self.one(NARROW), self.broadcastable(shape))
+        if self.flag():
+            x, y = y, x
         zeros = (self.edge(v.type.dtype.lo, v.type.dtype.hi) for v in (x, y))
         total = self.add(ops.Mul(*zeros), x, y)
         if self.int(0, 4):

@@ -244,9 +244,7 @@ class Operators:
         wide = self._emit(_op.astype(x, "int64"))
         entries = self._wide(int(x.ty.shape[-1]))
         total = self._emit(_op.sum(wide, axis=-1, keepdims=True))
-        squares = self._emit(
-            _op.sum(self._emit(_op.multiply(wide, wide)), axis=-1, keepdims=True)
-        )
+        squares = self._emit(_op.sum(self._emit(_op.multiply(wide, wide)), axis=-1, keepdims=True))
         variance = self._emit(
             _op.subtract(
                 self._emit(_op.multiply(squares, entries)), self._emit(_op.multiply(total, total))

@@ -226,7 +226,7 @@ class _Partition:
             raise Unsupported(node.metadata_props[REFUSED])
         name, out = node.name or node.outputs[0].name or node.op_type, node.outputs[0]
         match node.domain, node.op_type:
-            case "", "MatMul" if initializer(_operand(node, 1)) is None:
+            case "", "MatMul" if not any(initializer(v) is not None for v in node.inputs):
                 pair = Product(node, _operand(node, 0), _operand(node, 1))
                 yield self.rescaled(name, (pair,), out)
             case "", "Conv" | "Gemm" | "MatMul":

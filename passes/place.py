@@ -167,7 +167,7 @@ class Place:
                 slot = plan.slots[name]
                 if name in plan.quantizers:
                     raise BadInput(
-                        f"override '{glob}': the scale of {name} is fixed by the operator that makes it"
+                        f"override '{glob}': the scale of {name} is fixed by its operator"
                     )
                 allowed = range(2, 9) if slot.kind is Kind.WEIGHT else (4, 8, 16)
                 if fmt.bits not in allowed or not fmt.signed:

@@ -84,6 +84,11 @@ def _follow(graph: onnx.GraphProto, whole: set[str], version: int) -> None:
                 f"node {node.name!r} ({node.op_type}) computes with integers as no real numbers do; "
                 "feed the model what it makes"
             )
+        if node.op_type == "Gather" and node.input[1] in whole:
+            raise Unsupported(
+                f"node {node.name!r} (Gather) looks up by integers that are fed ({node.input[1]!r}); "
+                "feed the model what it makes"
+            )
         schema = onnx.defs.get_schema(node.op_type, version)
         kind = _formal(schema, next(i for i, n in enumerate(node.input) if n in whole))
         for i, name in enumerate(node.input):

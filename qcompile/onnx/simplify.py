@@ -101,7 +101,8 @@ def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def _convert(proto: onnx.ModelProto) -> onnx.ModelProto:
     version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), OPSET)
-    if version == OPSET or (version > OPSET and _relabelled(proto, version)):
+    known = onnx.defs.onnx_opset_version()
+    if version == OPSET or (OPSET < version <= known and _relabelled(proto, version)):
         return proto
     try:
         return onnx.version_converter.convert_version(proto, OPSET)

@@ -55,13 +55,24 @@ def node(op: str, **attributes: Any) -> list[onnx.NodeProto]:
 
 
 POSITIVE = np.linspace(1 / 32, 8, 256)
+UNIT = np.linspace(-0.99, 0.99, 256)
 ALL = np.linspace(-8, 8 - 1 / 16, 256)
 FUNCTIONS: dict[str, tuple[list[onnx.NodeProto], Reals, Callable[[Reals], Reals]]] = {
     "Abs": (node("Abs"), ALL, np.abs),
+    "Acos": (node("Acos"), UNIT, np.arccos),
+    "Acosh": (node("Acosh"), 1 + POSITIVE, np.arccosh),
+    "Asin": (node("Asin"), UNIT, np.arcsin),
+    "Asinh": (node("Asinh"), ALL, np.arcsinh),
+    "Atan": (node("Atan"), ALL, np.arctan),
+    "Atanh": (node("Atanh"), UNIT, np.arctanh),
+    "Ceil": (node("Ceil"), ALL, np.ceil),
+    "Cos": (node("Cos"), ALL, np.cos),
+    "Cosh": (node("Cosh"), ALL, np.cosh),
     "Celu": (node("Celu", alpha=0.5), ALL, lambda x: np.maximum(x, 0) + np.minimum(0, 0.5 * np.expm1(x / 0.5))),
     "Elu": (node("Elu", alpha=0.5), ALL, lambda x: np.where(x < 0, 0.5 * np.expm1(x), x)),
     "Erf": (node("Erf"), ALL, special.erf),
     "Exp": (node("Exp"), ALL, np.exp),
+    "Floor": (node("Floor"), ALL, np.floor),
     "Gelu": (node("Gelu"), ALL, lambda x: x * special.ndtr(x)),
     "Gelu by tanh": (
         node("Gelu", approximate="tanh"), ALL,
@@ -78,13 +89,22 @@ FUNCTIONS: dict[str, tuple[list[onnx.NodeProto], Reals, Callable[[Reals], Reals]
     "Mish": (node("Mish"), ALL, lambda x: x * np.tanh(np.log1p(np.exp(x)))),
     "Neg": (node("Neg"), ALL, np.negative),
     "Reciprocal": (node("Reciprocal"), POSITIVE, np.reciprocal),
+    "Round": (node("Round"), ALL, np.rint),
     "Selu": (
         node("Selu"), ALL, lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x))
     ),
+    "Shrink": (
+        node("Shrink", lambd=0.5, bias=0.125), ALL,
+        lambda x: np.sign(x) * (np.abs(x) > 0.5) * (np.abs(x) - 0.125),
+    ),
     "Sigmoid": (node("Sigmoid"), ALL, special.expit),
+    "Sign": (node("Sign"), ALL, np.sign),
+    "Sin": (node("Sin"), ALL, np.sin),
+    "Sinh": (node("Sinh"), ALL, np.sinh),
     "Softplus": (node("Softplus"), ALL, lambda x: np.logaddexp(0, x)),
     "Softsign": (node("Softsign"), ALL, lambda x: x / (1 + np.abs(x))),
     "Sqrt": (node("Sqrt"), POSITIVE, np.sqrt),
+    "Tan": (node("Tan"), ALL, np.tan),
     "Tanh": (node("Tanh"), ALL, np.tanh),
     "ThresholdedRelu": (node("ThresholdedRelu", alpha=0.5), ALL, lambda x: np.where(x > 0.5, x, 0)),
 }  # fmt: skip
@@ -294,8 +314,8 @@ def test_clipping_the_input_helps_as_the_sentence_says() -> None:
 def test_operator_without_meaning_is_refused_with_the_models_node() -> None:
     """Not with the node's name inside the function it became."""
     nodes = [
-        make_node("Det", ["x"], ["m"], name="inner"),
-        make_node("Tanh", ["m"], ["y"], name="outer"),
+        make_node("Greater", ["x", "c"], ["m"], name="inner"),
+        make_node("Where", ["m", "x", "c"], ["y"], name="outer"),
     ]
-    with pytest.raises(Unsupported, match="node outer: Det has no table"):
-        table_layer(nodes)
+    with pytest.raises(Unsupported, match="node outer: Greater has no table"):
+        table_layer(nodes, c=0.5)

@@ -125,9 +125,9 @@ def _amplifies(g: Gain, found: Sequence[Gain]) -> Finding | None:
         g.weight,
         times,
         f"layer {g.node} is out of proportion with the rest of the network: its weights are {g.norm / norm:,.0f} times "
-        f"larger than those of a typical layer, and it makes its input {g.gain:,.3g} times larger where a typical layer "
-        f"makes it {gain:,.2g} times larger; weights that were scaled by mistake, or that training let run away, look "
-        f"like this, and the program computes them as they are: check {g.weight} in the float model",
+        f"those of a typical layer, and its results {g.gain:,.0f} times its input, where a typical layer's are "
+        f"{gain:,.2g} times; weights that were scaled by mistake, or that training let run away, look like this, and "
+        f"the program computes them as they are: check {g.weight} in the float model",
     )
 
 
@@ -140,9 +140,8 @@ def _drowns(g: Gain) -> Finding | None:
         g.weight,
         g.biases,
         f"layer {g.node}, which reads the network's input, is out of proportion: its results are {g.biases:,.0f} times "
-        "larger than its biases, which trained layers keep within a few times of each other; weights that were scaled "
-        "by mistake look like this, and so do inputs that lack the normalization of the training: "
-        f"check {g.weight} in the float model, and the samples",
+        "its biases, where training leaves a few times; weights that were scaled by mistake look like this, and so do "
+        f"inputs that lack the normalization of the training: check {g.weight} in the float model, and the samples",
     )
 
 

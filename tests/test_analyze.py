@@ -354,7 +354,7 @@ def test_an_analysis_writes_its_reports(
     report = json.loads((place / "report.json").read_text())
     found = {path for path, _ in leaves(report)}
     of_a_mismatch = {path for path in documented() if path.startswith("verification.first.")}
-    empty = {"warnings", "causes[].also", "causes"}
+    empty = {"warnings", "causes[].also", "causes", "findings"}
     assert documented(1) - found <= {"causes[].also[]"}
     assert found - documented(1) <= documented() | of_a_mismatch | empty | {
         "verification.first",

@@ -127,7 +127,7 @@ def _amplifies(g: Gain, found: Sequence[Gain]) -> Finding | None:
         f"layer {g.node} is out of proportion with the rest of the network: its weights are {g.norm / norm:,.0f} times "
         f"those of a typical layer, and its results {g.gain:,.0f} times its input, where a typical layer's are "
         f"{gain:,.2g} times; weights that were scaled by mistake, or that training let run away, look like this, and "
-        f"the program computes them as they are: check {g.weight} in the float model",
+        "the program computes them as they are: check the weights of this layer in the float model",
     )
 
 
@@ -141,7 +141,7 @@ def _drowns(g: Gain) -> Finding | None:
         g.biases,
         f"layer {g.node}, which reads the network's input, is out of proportion: its results are {g.biases:,.0f} times "
         "its biases, where training leaves a few times; weights that were scaled by mistake look like this, and so do "
-        f"inputs that lack the normalization of the training: check {g.weight} in the float model, and the samples",
+        "inputs that lack the normalization of the training: check this layer's weights and the samples",
     )
 
 

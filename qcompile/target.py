@@ -132,7 +132,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Bytes of the arena that hold a value from step `first` to step `last`; no `value` is one step's scratch memory."""
+    """Bytes of the arena that hold a value from step `first` to step `last`, or a step's scratch memory: no `value`."""
 
     value: str | None
     offset: int

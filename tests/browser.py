@@ -29,7 +29,13 @@ class Browser:
     def __init__(self, scratch: Path, width: int = 1280, height: int = 900) -> None:
         told, self._tell = os.pipe()
         self._hear, said = os.pipe()
-        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
+        flags = (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--no-first-run",
+        )
         own = f"--user-data-dir={scratch / 'profile'}"
         size = f"--window-size={width},{height}"
         # the protocol's pipes are descriptors 3 and 4
@@ -44,9 +50,7 @@ class Browser:
         os.close(said)
         self._buffer, self._asked, self._session = b"", 0, ""
         self.complaints: list[str] = []
-        (page,) = (
-            t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page"
-        )
+        (page,) = (t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")
         found = self.ask("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self._session = found["sessionId"]
         for domain in ("Page", "Runtime", "Log"):

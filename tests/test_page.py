@@ -25,7 +25,15 @@ def chromium(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     quiet = ("--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
     profile = f"--user-data-dir={page.with_suffix('.profile')}"
     return subprocess.run(
-        [program(), "--headless", *quiet, profile, "--enable-logging=stderr", *flags, page.as_uri()],
+        [
+            program(),
+            "--headless",
+            *quiet,
+            profile,
+            "--enable-logging=stderr",
+            *flags,
+            page.as_uri(),
+        ],
         capture_output=True,
         text=True,
         timeout=120,

@@ -25,13 +25,23 @@ LAYERS = {
     "/block1/Add": (15.0, 8, [0, 2]),
     "/pool/GlobalAveragePool": (5.0, 16, [3]),
 }  # fmt: skip
-COLOURS = {45.0: (255, 255, 224), 35.0: (254, 217, 142), 25.0: (254, 153, 41), 15.0: (184, 80, 10), 5.0: (102, 37, 6)}  # fmt: skip
+COLOURS = {
+    45.0: (255, 255, 224),
+    35.0: (254, 217, 142),
+    25.0: (254, 153, 41),
+    15.0: (184, 80, 10),
+    5.0: (102, 37, 6),
+}
 
 
 def residual() -> dict[str, Any]:
     """A sound report of five layers, one for each colour, with a residual connection and an arena."""
     report = sound()
-    (first, _), (weight,), (step,) = report["layers"], report["weights"], report["program"]["layers"]
+    (first, _), (weight,), (step,) = (
+        report["layers"],
+        report["weights"],
+        report["program"]["layers"],
+    )
     report["layers"] = [
         first | {"name": name, "tensor": f"{name}_output", "sqnr_integer_db": db, "bits": bits}
         for name, (db, bits, _) in LAYERS.items()

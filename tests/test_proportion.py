@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from qcompile import driver
+from qcompile.errors import ToolchainMissing
 from qcompile.job import Job
 from qcompile.options import Options
 from qcompile.pipeline import Context
 from qcompile.proportion import ROWS, Finding, gains, out_of_proportion
 from qcompile.report.verdict import headline
+from qcompile.targets.x86 import X86
 from tests.browser import Browser
 from tests.oracle import build
 
@@ -65,7 +67,10 @@ def damaged(model: ir.Model, x: Floats, factor: float) -> Iterator[tuple[str, li
 
 def named(found: list[Finding]) -> list[str]:
     """The nodes that findings speak of."""
-    said = (re.match(r"layer (.*?)(?:, which reads the network's input,)? is out of", f.sentence) for f in found)
+    said = (
+        re.match(r"layer (.*?)(?:, which reads the network's input,)? is out of", f.sentence)
+        for f in found
+    )
     return [match[1] for match in said if match is not None]
 
 
@@ -120,9 +125,7 @@ def test_the_page_of_a_damaged_network_says_first_which_layer_and_why(
     back = browser.see("getComputedStyle(document.querySelector('#first')).backgroundColor")
     assert back == "rgb(252, 230, 231)"
     # and the layer is marked where it stands
-    marked = browser.see(
-        "[...document.querySelectorAll('.worst > summary')].map(e => e.innerText)"
-    )
+    marked = browser.see("[...document.querySelectorAll('.worst > summary')].map(e => e.innerText)")
     assert len(marked) == 1
     assert node in marked[0]
     assert "out of proportion" in marked[0]
@@ -130,8 +133,13 @@ def test_the_page_of_a_damaged_network_says_first_which_layer_and_why(
 
 
 def test_the_page_of_a_sound_network_says_that_nothing_stands_out(
-    browser: Browser, models: Path, tmp_path: Path
+    browser: Browser, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def lacking(*_: object, **__: object) -> None:
+        raise ToolchainMissing("no compiler: install gcc")
+
+    monkeypatch.setattr(X86, "runner", lacking)
+    monkeypatch.setattr(X86, "certify", lacking)
     name = "digits-resnet"
     report = compiled(models, name, models / name / "model.onnx", tmp_path / "out")
     assert report["findings"] == []
@@ -172,7 +180,9 @@ def test_any_layer_of_a_trained_network_scaled_by_100_is_the_one_that_is_found(
     if "kws" in folder:
         x = ((x - 83) * np.float32(0.5847029)).transpose(0, 3, 1, 2)
     elif "resnet20" in folder:
-        mean, std = (np.array(v, np.float32) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+        mean, std = (
+            np.array(v, np.float32) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        )
         x = ((x / 255 - mean) / std).transpose(0, 3, 1, 2)
     x = np.ascontiguousarray(x)
     seen = list(damaged(prepared(source), x, 100))

@@ -234,7 +234,9 @@ def test_the_analysis_has_every_documented_field_and_no_other() -> None:
         pytest.param(*leaf, id="-".join(map(str, leaf[1])))
         for leaf in leaves(analysis())
         # the title says it is one
-        if leaf[0] in documented(1) - {"kind"} or leaf[0].startswith("weights") or leaf[0] == "findings[].sentence"
+        if leaf[0] in documented(1) - {"kind"}
+        or leaf[0].startswith("weights")
+        or leaf[0] == "findings[].sentence"
     ],
 )
 def test_every_field_of_an_analysis_is_on_its_page(path: str, place: Sequence[str | int]) -> None:
@@ -292,9 +294,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(render: Render, content:
     source = render(content())
     page = Page(source)
     assert source.startswith("<!DOCTYPE html>")
-    assert not {"link", "img", "iframe", "object", "embed", "form", "base"} & set(
-        page.tags
-    )
+    assert not {"link", "img", "iframe", "object", "embed", "form", "base"} & set(page.tags)
     assert not {"src", "href", "onclick", "onload"} & {name for name, _ in page.attributes}
     assert not re.search(r"https?:|url\(|@import|//[a-z]", source, re.I)
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", source)
@@ -552,7 +552,10 @@ def test_a_real_report_has_the_documented_fields(
     of_floats = {path for path in documented() if path.startswith("verification.apart.")}
     absent = {"verification.first", "verification.apart", "design", "verification.others"}
     assert found - documented() <= absent | {name[:-2] for name in empty}
-    assert documented() - found <= of_a_mismatch | of_a_finding | of_a_trial | of_a_design | of_floats | empty
+    assert (
+        documented() - found
+        <= of_a_mismatch | of_a_finding | of_a_trial | of_a_design | of_floats | empty
+    )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert states(report)["program = integer graph"] == "open"
     assert states(report)["no float instruction"] == "open"

@@ -159,7 +159,8 @@ def _reach(array: NDArray[np.generic], axis: int) -> Real:
         return np.abs(array.astype(np.float64)).reshape(1)
     others = tuple(i for i in range(array.ndim) if i != axis)
     lo, hi = array.min(axis=others), array.max(axis=others)
-    return np.maximum(-lo.astype(np.float64), hi.astype(np.float64))
+    reach: Real = np.maximum(-lo.astype(np.float64), hi.astype(np.float64))
+    return reach
 
 
 def _part(

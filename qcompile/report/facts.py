@@ -186,7 +186,7 @@ def certificates(graph: Graph, integerized: Integerized, checked: Checked) -> Js
 
 
 def memory(taken: Memory, buffers: Sequence[Buffer]) -> Json:
-    """Bytes of RAM and flash, null where the objects were not built here or the stack has no bound; the arena over time."""
+    """The arena over time; bytes of RAM and flash, null where nothing was built here or the stack has no bound."""
     built = taken.built
     return {
         "arena_bytes": taken.arena,

@@ -18,11 +18,12 @@ Facts = Mapping[str, object]
 PITCH, HEIGHT, MOST_LANES = 13, 30, 16
 FEWEST_IN_A_GROUP, MOST_IN_A_GROUP = 2, 40
 PICTURED = 150
-"""Layers with pictures of their values, those first that are furthest from float: what they take on the page is bounded."""
+"""Layers with pictures of their values, those first that are furthest from float: so the page stays small."""
 BANDS = ((40.0, "fine", "40 dB and more"), (30.0, "good", "30 to 40"), (20.0, "fair", "20 to 30"),
          (10.0, "poor", "10 to 20"), (float("-inf"), "lost", "less than 10 dB"))  # fmt: skip
 """The least ratio of each colour, its class and what the legend says."""
-WIDTHS = ((7, "narrow", "fewer than 8 bits"), (8, "byte", "8 bits"), (32, "wide-codes", "more than 8 bits"))  # fmt: skip
+WIDTHS = ((7, "narrow", "fewer than 8 bits"), (8, "byte", "8 bits"),
+          (32, "wide-codes", "more than 8 bits"))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows that fold into one: `folded` is drawn instead of them, `rail` above them; no title where there is one row."""
+    """Rows that fold into one: `folded` is drawn instead of them, `rail` above them; a single row has no title."""
 
     title: str
     layers: tuple[Layer, ...]
@@ -113,7 +114,11 @@ class _Lanes:
     def row(self, row: int, sources: Sequence[int]) -> Rail:
         """Draw one row and leave the lanes as the next one finds them."""
         before = list(self.taken)
-        ended = [i for i, s in enumerate(before) if s in sources and self.last[s] <= row]
+        ended = [
+            i
+            for i, s in enumerate(before)
+            if s is not None and s in sources and self.last[s] <= row
+        ]
         lane = ended[0] if ended else next(
             (i for i, s in enumerate(before) if s is None), len(before)
         )  # fmt: skip
@@ -131,7 +136,9 @@ class _Lanes:
             if i not in ended:
                 lines.append(f"M{at} 0V{HEIGHT}")
             if s in sources:
-                lines.append(f"M{at} 0C{at} {half} {x} 0 {x} {half}" if at != x else f"M{x} 0V{half}")
+                lines.append(
+                    f"M{at} 0C{at} {half} {x} 0 {x} {half}" if at != x else f"M{x} 0V{half}"
+                )
         if row in self.last:
             lines.append(f"M{x} {half}V{HEIGHT}")
         lanes = max(len(before), len(self.taken), lane + 1)
@@ -143,7 +150,8 @@ def _rows(report: Facts) -> list[tuple[Layer, list[int], list[int]]]:
     entries = [str(port.get("name")) for port in rows(report, "inputs")]
     coverage = rows(report, "coverage")
     first = len(entries)
-    sources = [[] for _ in entries] + [
+    none: list[list[int]] = [[] for _ in entries]
+    sources = none + [
         [first + p for p in places(row, i)]
         + [entries.index(name) for name in map(str, _list(row, "inputs")) if name in entries]
         for i, row in enumerate(coverage)

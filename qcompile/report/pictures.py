@@ -50,9 +50,7 @@ class Along:
 
 def along(layers: Sequence[Row]) -> Along | None:
     """The SQNR of every layer after each stage; None where nothing was measured."""
-    known = [
-        v for row in layers for _, key, _ in STAGES if (v := finite(row.get(key))) is not None
-    ]
+    known = [v for row in layers for _, key, _ in STAGES if (v := finite(row.get(key))) is not None]
     if not known:
         return None
     lo, hi = (10 * math.floor(min(0.0, *known) / 10), 10 * math.ceil(max(10.0, *known) / 10))
@@ -81,9 +79,7 @@ def along(layers: Sequence[Row]) -> Along | None:
         lines.append(Line(stage, radius, tuple(points), paths))
     every = math.ceil(len(layers) / LABELLED)
     names = tuple(
-        (x(i), short(row.get("name"), ALONG_NAME))
-        for i, row in enumerate(layers)
-        if i % every == 0
+        (x(i), short(row.get("name"), ALONG_NAME)) for i, row in enumerate(layers) if i % every == 0
     )
     longest = max((len(name) for _, name in names), default=0)
     height = int(bottom + 22 + longest * 4.8)

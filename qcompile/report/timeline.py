@@ -13,13 +13,13 @@ WIDTH, LEFT, TOP, PLOT = 1160, 76, 8, 250
 LABELLED, NAME = 40, 20
 MOST_BLOCKS = 500
 """Blocks that are drawn, those first that hold most bytes for most steps: what they take on the page is bounded."""
-ROOM = 6.2
+ROOM = 6.9
 """Width of a character of the names in blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A rectangle with a title, and with a name where there is room for one."""
+    """A rectangle with a title, and where there is room with the name of the step that makes it."""
 
     kind: str
     x: float
@@ -85,7 +85,9 @@ def timeline(report: Mapping[str, object]) -> Timeline | None:
                 round(max(wide - 1, 0.5), 1),
                 round(max(tall - 0.6, 0.4), 1),
                 f"{what}: {shown(taken)} bytes from {shown(offset)}, during {when}",
-                short(what, letters) if letters >= 4 and tall >= 12 else "",
+                short(what if name is None else steps[first], letters)
+                if letters >= 4 and tall >= 12
+                else "",
             )
         )
     during: list[list[tuple[int, int]]] = [[] for _ in steps]
@@ -96,9 +98,7 @@ def timeline(report: Mapping[str, object]) -> Timeline | None:
     lives = [_covered(spans) for spans in during]
     fullest = lives.index(max(lives))
     every = math.ceil(len(steps) / LABELLED)
-    names = tuple(
-        (x(i + 0.5), short(name, NAME)) for i, name in enumerate(steps) if i % every == 0
-    )
+    names = tuple((x(i + 0.5), short(name, NAME)) for i, name in enumerate(steps) if i % every == 0)
     longest = max(len(name) for _, name in names)
     return Timeline(
         WIDTH, int(TOP + PLOT + 22 + longest * 4.8), LEFT, TOP, float(TOP + PLOT),

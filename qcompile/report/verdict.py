@@ -91,7 +91,7 @@ def verdicts(report: Report) -> list[Verdict]:
 
 
 def headline(report: Report) -> Verdict | None:
-    """What a reader must know first: the layer that is worst, and whether that matters; None where nothing was measured."""
+    """What a reader must know first: which layer is worst, and does it matter; None where nothing was measured."""
     claim = "worst layer"
     if found := rows(report, "findings"):
         return Verdict(claim, "fail", _sentence(found[0].get("sentence")))

@@ -8,6 +8,7 @@ from the biases that were trained with them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -117,7 +118,7 @@ def _amplifies(g: Gain, found: Sequence[Gain]) -> Finding | None:
         return None
     norm, gain = (median(getattr(o, key) for o in others) for key in ("norm", "gain"))
     times = min(g.norm / norm, g.gain / gain)
-    if not times > TIMES:
+    if not TIMES < times < math.inf:
         return None
     return Finding(
         "amplifies",
@@ -132,7 +133,7 @@ def _amplifies(g: Gain, found: Sequence[Gain]) -> Finding | None:
 
 
 def _drowns(g: Gain) -> Finding | None:
-    if g.biases is None or not g.biases > BIASES:
+    if g.biases is None or not BIASES < g.biases < math.inf:
         return None
     return Finding(
         "drowns",

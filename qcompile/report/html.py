@@ -10,7 +10,6 @@ from functools import cache
 from importlib import resources
 
 from jinja2 import ChainableUndefined, Environment, FunctionLoader, Template, Undefined
-from markupsafe import Markup
 
 from qcompile.report import network, pictures, wording
 from qcompile.report.timeline import timeline
@@ -48,8 +47,7 @@ def render(report: Mapping[str, object]) -> str:
         layers=_layers(report),
         along=pictures.along(rows(report, "layers")),
         arena=timeline(report),
-        # the page has no other script: a name that became one would not run
-        script=Markup(script),
+        script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 

@@ -91,7 +91,7 @@ def _environment() -> Environment:
     )
     for shown in _FILTERS:
         environment.filters[shown.__name__] = shown
-    environment.filters |= {"bar": _bar, "px": _px, "band": network.band, "width": network.width}
+    environment.filters |= {"bar": _bar, "px": _px}
     return environment
 
 

@@ -66,11 +66,6 @@ class Group:
     band: str
     operations: str
 
-    @property
-    def opened(self) -> bool:
-        """Is there a layer in it that must be seen?"""
-        return any(layer.finding is not None for layer in self.layers)
-
 
 def network(report: Facts) -> list[Group]:
     """The rows of a report, grouped by the beginning of their names."""

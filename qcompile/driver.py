@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from qcompile.foreign import Decisions
     from qcompile.measure import Measured
     from qcompile.passes.integerize import Requant
+    from qcompile.proportion import Finding
     from qcompile.target import Lowered
 
 Log = Callable[[str], None]
@@ -108,6 +109,7 @@ class Build:
 
     floats: FloatSide
     data: Dataset
+    findings: Sequence[Finding]
     choice: Choice
     integerized: Integerized
     lowered: Lowered
@@ -122,8 +124,13 @@ class Build:
 
 def build(job: Job, calibration: object, context: pipeline.Context) -> Build:
     """From the float model to files, nothing run yet."""
+    from qcompile.proportion import ROWS, out_of_proportion
+
     floats = prepare(job, context)
     data = open_samples(job, floats, calibration, context)
+    findings = out_of_proportion(floats.model, data.rows(ROWS))
+    for finding in findings:
+        context.warn(finding.sentence)
     choice = calibrate(job, floats, data, context)
     # only a run that is killed leaves its work behind
     context.store.clear()
@@ -134,7 +141,7 @@ def build(job: Job, calibration: object, context: pipeline.Context) -> Build:
     )
     lowered, stack = lower(job, graph, context)
     exported = _export(job, floats, integerized)
-    return Build(floats, data, choice, integerized, lowered, stack, exported)
+    return Build(floats, data, findings, choice, integerized, lowered, stack, exported)
 
 
 def lower(job: Job, graph: Graph, context: pipeline.Context) -> tuple[Lowered, int | None]:
@@ -558,11 +565,13 @@ def _documents(
     job: Job, made: Build, checked: checks.Checked, measured: Measured, context: pipeline.Context
 ) -> dict[str, bytes]:
     """Report and manifest."""
+    from qcompile.analysis.findings import weights
     from qcompile.report import html
 
+    constants = weights(made.floats.model, made.integerized, made.floats.plan)
     report = facts.gather(
         job, _about(made.floats), made.data, made.choice, made.integerized, made.floats.plan, made.lowered,
-        checked, measured, context.warnings,
+        checked, measured, constants, made.findings, context.warnings,
     )  # fmt: skip
     described = manifest.describe(
         name=job.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -248,13 +249,20 @@ def measure(
         result.samples += len(next(iter(codes.values())))
 
         def seen(
-            value: Value, array: Array, real: Mapping[str, NDArray[np.float32]] = real
+            value: Value,
+            array: Array,
+            part: int,
+            parts: int,
+            real: Mapping[str, NDArray[np.float32]] = real,
         ) -> None:
             origin = origins.get(value.name)
             if origin is None or (q := rounded.get(origin.tensor)) is None:
                 return
-            r = real[origin.tensor]
             held = array.transpose(np.argsort(origin.axes))
+            whole = real[origin.tensor]
+            if parts > 1 and (not held.ndim or len(whole) != parts * len(held)):
+                return
+            r = whole[part * len(held) : (part + 1) * len(held)] if parts > 1 else whole
             if r.shape == held.shape:
                 followed.add(origin.tensor)
                 approximate = (held.astype(np.float64) - q.zero_point[0]) * q.scale[0]
@@ -285,8 +293,16 @@ def measure(
 
 
 def _rows(
-    graph: Graph, codes: Mapping[str, Array], seen: Callable[[Value, Array], None]
+    graph: Graph, codes: Mapping[str, Array], seen: Callable[[Value, Array, int, int], None]
 ) -> dict[str, Array]:
+    """Outputs for all rows; values are seen with the place of their rows among parts of equal size."""
     if graph.free_batch:
-        return graph.run(codes, on_value=seen)
-    return border.run_graph(graph, codes)
+        return graph.run(codes, on_value=lambda v, a: seen(v, a, 0, 1))
+    port, value = graph.inputs[0]
+    parts, place = len(codes[port.name]) // value.type.shape[0], count()
+
+    def run(piece: Mapping[str, Array]) -> dict[str, Array]:
+        part = next(place)
+        return graph.run(piece, on_value=lambda v, a: seen(v, a, part, parts))
+
+    return border.run_graph(graph, codes, run)

@@ -131,6 +131,17 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Buffer:
+    """Bytes of the arena that hold a value from step `first` to step `last`, or a step's scratch memory: no `value`."""
+
+    value: str | None
+    offset: int
+    bytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Rows `first` to `last`, exclusive, of the graph's value of that name: what one band of a program computes."""
 
@@ -144,7 +155,8 @@ class Lowered:
     """An emitted program. `files` are deterministic bytes by relative path; no clock, path or host name is in them.
 
     `stored` gives the trace id of every value that reaches memory; `fused` names those that never do. Where layers run
-    in `bands` of rows, `pieces` says of names that the graph does not know what they are. `design` tells of logic.
+    in `bands` of rows, `pieces` says of names that the graph does not know what they are. `buffers` is the arena over
+    time, steps counted as `layers` are. `design` tells of logic.
     """
 
     files: Mapping[str, bytes]
@@ -155,6 +167,7 @@ class Lowered:
     layers: Sequence[Layer]
     pieces: Mapping[str, Piece] = field(default_factory=dict)
     bands: int = 1
+    buffers: Sequence[Buffer] = ()
     design: Design | None = None
 
 

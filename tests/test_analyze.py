@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -333,6 +334,25 @@ def test_the_float_form_equals_quantize_and_dequantize(
         np.testing.assert_allclose(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
+def test_a_fixed_batch_is_measured_layer_by_layer_too(models: Path, tmp_path: Path) -> None:
+    folder = models / "digits-resnet"
+    proto = onnx.load(folder / "model.onnx")
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(proto, tmp_path / "two.onnx")
+    found = []
+    for model in (folder / "model.onnx", tmp_path / "two.onnx"):
+        job = Job.checked(model, "x86", "fast", None, {}, Options(samples=16))
+        made = driver.build(job, folder / "calib.toml", Context())
+        measured = driver.measured_on_samples(job, made)
+        rows = measured.tensors.items()
+        found.append({name: stages.integer.sqnr_db for name, stages in rows if name != "image"})
+        assert measured.samples == 16
+    free, fixed = found
+    assert len(free) >= 9
+    assert None not in free.values()
+    assert fixed == pytest.approx(free, rel=1e-9)
+
+
 def test_an_analysis_writes_its_reports(
     models: Path,
     tmp_path: Path,
@@ -354,7 +374,7 @@ def test_an_analysis_writes_its_reports(
     report = json.loads((place / "report.json").read_text())
     found = {path for path, _ in leaves(report)}
     of_a_mismatch = {path for path in documented() if path.startswith("verification.first.")}
-    empty = {"warnings", "causes[].also", "causes"}
+    empty = {"warnings", "causes[].also", "causes", "findings"}
     assert documented(1) - found <= {"causes[].also[]"}
     assert found - documented(1) <= documented() | of_a_mismatch | empty | {
         "verification.first",

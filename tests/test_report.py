@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +25,7 @@ from qcompile.targets.x86 import X86
 
 DOCS = Path(__file__).parent.parent / "docs" / "report.md"
 HOSTILE = """*/ #include "x" <script>alert('1')</script> &amp; {{ 7919 * 6007 }} [red]x[/red]"""
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "input"}
 OPTIONAL = {"tr", "td", "th", "li", "p", "dt", "dd"}
 
 
@@ -43,8 +45,14 @@ def sample() -> dict[str, Any]:
                      "zero_point": -8656, "layout": "model"}],
         "data": {"origin": "files", "marked": False, "samples": 256, "digest": "cd" * 32},
         "warnings": ["input 'image' is 0 in every sample"],
-        "coverage": [{"layer": "stem", "operators": ["Conv", "Relu"], "integer": ["Conv", "Rescale"],
-                      "kernel": "dot", "fused": True}],
+        "findings": [{"kind": "amplifies", "layer": "stem", "tensor": "stem.w", "times": 57.5,
+                      "sentence": "layer stem is out of proportion"}],
+        "coverage": [
+            {"layer": "stem", "operators": ["Conv", "Relu"], "integer": ["Conv", "Rescale"],
+             "kernel": "dot", "fused": True, "reads": [], "inputs": ["image"]},
+            {"layer": "classify", "operators": ["Gemm"], "integer": ["MatMul", "Rescale"],
+             "kernel": "line", "fused": False, "reads": [0], "inputs": []},
+        ],
         "float_operators": ["Einsum"],
         "layers": [
             {"name": "stem", "tensor": "relu_0", "kernel": "dot", "bits": 8, "shape": [1, 8, 8, 16], "scale": 0.011,
@@ -57,12 +65,17 @@ def sample() -> dict[str, Any]:
              "sqnr_integer_db": None, "clipped_percent": None, "zeroed_percent": None,
              "histogram": {"lo": 0.0, "hi": 1.0, "counts": [4, 1]}, "multiplier_error": None},
         ],
+        "weights": [{"tensor": "stem.w", "layer": "stem", "bits": 4, "channels": 16, "scale_min": 0.01,
+                     "scale_max": 0.04, "sqnr_db": 21.5, "clipped_percent": 0.125, "zeroed_percent": 9.5, "spread": 3.5,
+                     "crest": 4.5, "bias_bits": 22, "bias_saturated": 2, "bias_widened": 3,
+                     "histogram": {"lo": -1.5, "hi": 2.25, "counts": [3, 90, 12, 1]}}],
         "accuracy": {"samples": 64, "outputs": [{"name": "logits", "sqnr_weights_db": 39.3, "sqnr_fake_quant_db": 37.4,
                                                  "sqnr_integer_db": 36.8, "agreement": 0.984375}]},
         "memory": {
             "arena_bytes": 4864, "weight_bytes": 20906, "input_bytes": 192, "output_bytes": 20, "stack_bytes": 248,
             "stack_path": ["net_run", "layer_stem"], "stack_unbounded": "stem calls itself", "code_bytes": 3344,
             "constant_bytes": 20992, "compiler": "zig 1 -O2", "ram_bytes": 5324, "flash_bytes": 24336,
+            "buffers": [{"value": "relu_0", "offset": 64, "bytes": 1024, "first": 0, "last": 0}],
         },
         "program": {
             "bands": 3, "unit": "instructions", "executed": 81234,
@@ -98,7 +111,7 @@ def sample() -> dict[str, Any]:
 
 def sound() -> dict[str, Any]:
     report = sample()
-    report["float_operators"] = []
+    report["float_operators"], report["findings"] = [], []
     report["certificates"]["no_float"] |= {"findings": [], "reason": None}
     report["verification"] |= {
         "mismatches": 0,
@@ -116,10 +129,12 @@ def analysis() -> dict[str, Any]:
     """An analysis in which every documented field has a value of its own."""
     shared = (
         "version", "qcompile", "outputs", "data", "warnings", "accuracy", "layers", "verification", "target", "stored",
+        "weights",
     )  # fmt: skip
     histogram = {"lo": -1.5, "hi": 2.25, "counts": [3, 90, 12, 1]}
     return {key: value for key, value in sound().items() if key in shared} | {
         "kind": "analysis",
+        "findings": sample()["findings"],
         "model": {"name": "digits", "file": "digits.onnx", "sha256": "ab" * 32},
         "recipe": {"name": "default", "summary": "the usual"},
         "causes": [
@@ -135,9 +150,6 @@ def analysis() -> dict[str, Any]:
         ]},
         "inputs": [{"tensor": "image", "bits": 8, "shape": [1, 1, 8, 8], "scale": 0.0625, "zero_point": -128,
                     "clipped_percent": 0.5, "zeroed_percent": 0.75, "histogram": histogram}],
-        "weights": [{"tensor": "stem.w", "layer": "stem", "bits": 4, "channels": 16, "scale_min": 0.01,
-                     "scale_max": 0.04, "sqnr_db": 21.5, "clipped_percent": 0.125, "zeroed_percent": 9.5, "spread": 3.5,
-                     "crest": 4.5, "bias_bits": 22, "bias_saturated": 2, "bias_widened": 3, "histogram": histogram}],
         "joins": [{"node": "sum", "operation": "Add", "operand": "a", "result": "s", "ratio": 0.001,
                    "lost_percent": 98.5}],
     }  # fmt: skip
@@ -223,6 +235,8 @@ def test_the_analysis_has_every_documented_field_and_no_other() -> None:
         for leaf in leaves(analysis())
         # the title says it is one
         if leaf[0] in documented(1) - {"kind"}
+        or leaf[0].startswith("weights")
+        or leaf[0] == "findings[].sentence"
     ],
 )
 def test_every_field_of_an_analysis_is_on_its_page(path: str, place: Sequence[str | int]) -> None:
@@ -243,7 +257,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
+        self.text = self.script = ""
         self.feed(page)
         self.close()
         while self.open and self.open[-1] in OPTIONAL:
@@ -262,7 +276,9 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if "script" in self.open:
+            self.script += data
+        elif "style" not in self.open:
             self.text += data
 
 
@@ -278,12 +294,33 @@ def test_the_page_is_well_formed_and_needs_nothing_else(render: Render, content:
     source = render(content())
     page = Page(source)
     assert source.startswith("<!DOCTYPE html>")
-    assert not {"script", "link", "img", "iframe", "object", "embed", "form", "base"} & set(
-        page.tags
-    )
+    assert not {"link", "img", "iframe", "object", "embed", "form", "base"} & set(page.tags)
     assert not {"src", "href", "onclick", "onload"} & {name for name, _ in page.attributes}
     assert not re.search(r"https?:|url\(|@import|//[a-z]", source, re.I)
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", source)
+
+
+def allowed(page: Page) -> str | None:
+    """The digest of the one script that the page's policy lets run."""
+    (policy,) = [v for k, v in page.attributes if k == "content" and "default-src" in str(v)]
+    rules = dict(rule.strip().split(" ", 1) for rule in str(policy).split(";"))
+    assert (rules.pop("default-src"), rules.pop("base-uri")) == ("'none'", "'none'")
+    assert (rules.pop("form-action"), rules.pop("style-src")) == ("'none'", "'unsafe-inline'")
+    script = rules.pop("script-src", None)
+    assert not rules
+    return script
+
+
+def test_no_script_runs_but_the_one_that_finds() -> None:
+    page = Page(html.render(sample()))
+    digest = hashlib.sha256((Path(html.__file__).parent / "find.js").read_bytes()).digest()
+    assert page.tags.count("script") == 1
+    assert hashlib.sha256(page.script.encode()).digest() == digest
+    assert allowed(page) == f"'sha256-{base64.b64encode(digest).decode()}'"
+    assert not {name for name, _ in page.attributes if name.startswith("on")}
+    analyzed = Page(html.render_analysis(analysis()))
+    assert "script" not in analyzed.tags
+    assert allowed(analyzed) is None
 
 
 @PAGES
@@ -309,8 +346,10 @@ def test_hostile_names_stay_text() -> None:
     report["recipe"]["options"] = {HOSTILE: {HOSTILE: HOSTILE}}
     source = html.render(report)
     page = Page(source)
-    plain = Page(html.render(poisoned(sample(), "x")))
-    assert "script" not in page.tags
+    # as long, and with slashes where names are told apart
+    plain = Page(html.render(poisoned(sample(), re.sub("[^/]", "x", HOSTILE))))
+    assert page.tags.count("script") == 1
+    assert page.script == plain.script
     assert sorted(page.tags) == sorted(plain.tags)
     assert page.text.count(HOSTILE) > 30
     assert "47569433" not in page.text
@@ -504,14 +543,19 @@ def test_a_real_report_has_the_documented_fields(
         "certificates.no_float.findings[]",
         "memory.stack_path[]",
         "recipe.trials[]",
+        "findings[]",
     }
+    of_a_finding = {path for path in documented() if path.startswith("findings[].")}
     of_a_trial = {path for path in documented() if path.startswith("recipe.trials[].")}
     of_a_design = {path for path in documented() if path.startswith("design.")}
     of_a_design |= {path for path in documented() if path.startswith("verification.others")}
     of_floats = {path for path in documented() if path.startswith("verification.apart.")}
     absent = {"verification.first", "verification.apart", "design", "verification.others"}
     assert found - documented() <= absent | {name[:-2] for name in empty}
-    assert documented() - found <= of_a_mismatch | of_a_trial | of_a_design | of_floats | empty
+    assert (
+        documented() - found
+        <= of_a_mismatch | of_a_finding | of_a_trial | of_a_design | of_floats | empty
+    )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert states(report)["program = integer graph"] == "open"
     assert states(report)["no float instruction"] == "open"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qcompile import checks, driver, folder
 from qcompile.analysis.causes import Inquest, as_rows
-from qcompile.analysis.findings import Meeting, Weight, meetings, weights
+from qcompile.analysis.findings import Meeting, meetings, weights
 from qcompile.analysis.sensitivity import Probe, Sensitivity, leave_one_out, units
 from qcompile.checks import Checked
 from qcompile.driver import Build
@@ -57,6 +57,7 @@ def analyze(job: Job, calibration: object, context: Context, *, rows: int) -> Js
         "outputs": facts.ports(graph.outputs, job.options.io_layout),
         "data": facts.data(job, made.data),
         "warnings": list(context.warnings),
+        "findings": facts.findings(made.findings),
         "accuracy": facts.accuracy(graph, measured),
         "causes": as_rows(causes),
         "sensitivity": {
@@ -66,7 +67,7 @@ def analyze(job: Job, calibration: object, context: Context, *, rows: int) -> Js
         },
         "inputs": _inputs(made, measured),
         "layers": facts.layers(made.integerized, side.plan, made.lowered, measured),
-        "weights": [_weight(w) for w in constants],
+        "weights": facts.weights(constants),
         "joins": [_meeting(m) for m in met],
         "verification": facts.verification(checked, job.target.sanitizers),
         "stored": dict(made.lowered.stored),
@@ -125,27 +126,6 @@ def _sensitive(s: Sensitivity) -> Json:
         "tensors": list(s.unit.slots),
         "alone_db": _finite(s.alone_db),
         "gain_db": _finite(s.gain_db),
-    }
-
-
-def _weight(w: Weight) -> Json:
-    q = w.quantizer
-    return {
-        "tensor": w.tensor,
-        "layer": w.layer,
-        "bits": q.format.bits,
-        "channels": len(q.scale),
-        "scale_min": min(q.scale),
-        "scale_max": max(q.scale),
-        "sqnr_db": w.error.sqnr_db,
-        "clipped_percent": w.values.clipped_percent,
-        "zeroed_percent": w.values.zeroed_percent,
-        "spread": w.spread,
-        "crest": w.crest,
-        "bias_bits": w.bias.bits if w.bias else None,
-        "bias_saturated": w.bias.saturated if w.bias else None,
-        "bias_widened": w.bias.widened if w.bias else None,
-        "histogram": facts.histogram(w.values.histogram()),
     }
 
 

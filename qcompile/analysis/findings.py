@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,8 @@ from qcompile.plan import Kind, Quantizer, QuantPlan
 Real = NDArray[np.float64]
 
 BIAS_LIMIT = 2.0**31
+LOOKED_AT = 1 << 22
+"""Values of a constant that its error and distribution are taken from, about; extremes are over all."""
 WIDER = 1.01
 """A weight scale this many times what the weights ask for was enlarged for something else."""
 
@@ -82,15 +84,14 @@ def weights(model: ir.Model, integerized: Integerized, plan: QuantPlan) -> list[
                 continue
             if value.name in found:
                 continue
-            values, error = Values(), Error()
-            values.add(array, q)
-            error.add(array, _dequantized(array, q, plan.codes.get(value.name)))
             # a layer's constants have their channels where the slot's axis would be, if it had one
             axis = q.axis if q.axis is not None else 1 if _is_matmul(model, value.name) else 0
-            rows = (
-                np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1) if array.ndim else None
-            )
-            reach = np.abs(rows).max(axis=1) if rows is not None else np.abs(array).reshape(1)
+            reach = _reach(array, axis)
+            some, held, codes = _part(array, axis, q, plan.codes.get(value.name))
+            values, error = Values(), Error()
+            values.add(some, held)
+            error.add(some, _dequantized(some, held, codes))
+            rows = np.moveaxis(some, axis, 0).reshape(some.shape[axis], -1) if some.ndim else None
             alive = reach[reach > 0]
             spread = float(reach.max() / np.median(alive)) if alive.size else 1.0
             bias = None
@@ -145,11 +146,34 @@ def _rounded(value: ir.Value, plan: QuantPlan) -> str | None:
     return str(value.name)
 
 
-def _constant(model: ir.Model, name: str) -> Real | None:
+def _constant(model: ir.Model, name: str) -> NDArray[np.generic] | None:
     value = model.graph.initializers.get(name)
     if value is None or value.const_value is None:
         return None
-    return np.asarray(value.const_value.numpy(), np.float64)
+    return np.asarray(value.const_value.numpy())
+
+
+def _reach(array: NDArray[np.generic], axis: int) -> Real:
+    """The largest magnitude in each channel."""
+    if not array.ndim:
+        return np.abs(array.astype(np.float64)).reshape(1)
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    lo, hi = array.min(axis=others), array.max(axis=others)
+    reach: Real = np.maximum(-lo.astype(np.float64), hi.astype(np.float64))
+    return reach
+
+
+def _part(
+    array: NDArray[np.generic], axis: int, q: Quantizer, codes: NDArray[np.int8] | None
+) -> tuple[Real, Quantizer, NDArray[np.int8] | None]:
+    """The constant, its quantizer and its codes; of a large one, channels at equal distances."""
+    every = -(-array.size // LOOKED_AT)
+    if every <= 1 or not array.ndim:
+        return array.astype(np.float64), q, codes
+    some = (*(slice(None) for _ in range(axis)), slice(None, None, every))
+    if q.axis is not None:
+        q = replace(q, scale=q.scale[::every], zero_point=q.zero_point[::every])
+    return array[some].astype(np.float64), q, None if codes is None else codes[some]
 
 
 def _is_matmul(model: ir.Model, name: str) -> bool:

@@ -15,13 +15,15 @@ from qcompile.integerized import Integerized
 from qcompile.ir import Graph, Port, Value
 from qcompile.ir.proof import prove
 from qcompile.job import Job
-from qcompile.target import Counts, Design, Lowered
+from qcompile.target import Buffer, Counts, Design, Lowered
 from qcompile.verify import Mismatch
 
 if TYPE_CHECKING:
+    from qcompile.analysis.findings import Weight
     from qcompile.data import Dataset
     from qcompile.measure import Histogram, Measured
     from qcompile.plan import QuantPlan
+    from qcompile.proportion import Finding
 
 Json = dict[str, object]
 VERSION = 1
@@ -50,6 +52,16 @@ def coverage(graph: Graph, lowered: Lowered, operators: Mapping[str, Sequence[st
     rows: dict[str, list[str]] = {}
     for node in graph.nodes:
         rows.setdefault(node.name, []).append(type(node.op).__name__)
+    places = {name: i for i, name in enumerate(rows)}
+    entries = {value: port.name for port, value in graph.inputs}
+    reads: dict[str, set[int]] = {name: set() for name in rows}
+    inputs: dict[str, dict[str, None]] = {name: {} for name in rows}
+    for node in graph.nodes:
+        for value in node.inputs:
+            if value in entries:
+                inputs[node.name][entries[value]] = None
+            elif value.producer is not None and value.producer.name != node.name:
+                reads[node.name].add(places[value.producer.name])
     return [
         {
             "layer": name,
@@ -57,6 +69,8 @@ def coverage(graph: Graph, lowered: Lowered, operators: Mapping[str, Sequence[st
             "integer": ops,
             "kernel": ", ".join(dict.fromkeys(kernels.get(name, []))) or "view",
             "fused": len(operators.get(name, [])) > 1,
+            "reads": sorted(reads[name]),
+            "inputs": list(inputs[name]),
         }
         for name, ops in rows.items()
     ]
@@ -104,6 +118,35 @@ def histogram(found: Histogram | None) -> Json | None:
     return {"lo": found.lo, "hi": found.hi, "counts": list(found.counts)}
 
 
+def weights(constants: Sequence[Weight]) -> list[Json]:
+    """Every quantized constant: its scales, how well its codes hold it, its biases."""
+    return [
+        {
+            "tensor": w.tensor,
+            "layer": w.layer,
+            "bits": w.quantizer.format.bits,
+            "channels": len(w.quantizer.scale),
+            "scale_min": min(w.quantizer.scale),
+            "scale_max": max(w.quantizer.scale),
+            "sqnr_db": w.error.sqnr_db,
+            "clipped_percent": w.values.clipped_percent,
+            "zeroed_percent": w.values.zeroed_percent,
+            "spread": w.spread,
+            "crest": w.crest,
+            "bias_bits": w.bias.bits if w.bias else None,
+            "bias_saturated": w.bias.saturated if w.bias else None,
+            "bias_widened": w.bias.widened if w.bias else None,
+            "histogram": histogram(w.values.histogram()),
+        }
+        for w in constants
+    ]
+
+
+def findings(found: Sequence[Finding]) -> list[Json]:
+    """Layers that are out of proportion, the furthest first."""
+    return [asdict(f) for f in found]
+
+
 def accuracy(graph: Graph, measured: Measured) -> Json:
     """How close the outputs are to the float model's."""
     rows: list[Json] = []
@@ -142,8 +185,8 @@ def certificates(graph: Graph, integerized: Integerized, checked: Checked) -> Js
     }
 
 
-def memory(taken: Memory) -> Json:
-    """Bytes of RAM and flash; null where the objects were not built here or the stack has no bound."""
+def memory(taken: Memory, buffers: Sequence[Buffer]) -> Json:
+    """The arena over time; bytes of RAM and flash, null where nothing was built here or the stack has no bound."""
     built = taken.built
     return {
         "arena_bytes": taken.arena,
@@ -158,6 +201,7 @@ def memory(taken: Memory) -> Json:
         "compiler": built.compiler if built is not None else None,
         "ram_bytes": taken.ram,
         "flash_bytes": taken.flash,
+        "buffers": [asdict(buffer) for buffer in buffers],
     }
 
 
@@ -253,6 +297,8 @@ def gather(
     lowered: Lowered,
     checked: Checked,
     measured: Measured,
+    constants: Sequence[Weight],
+    found: Sequence[Finding],
     warnings: Sequence[str],
 ) -> Json:
     """The dictionary of report.json."""
@@ -281,11 +327,13 @@ def gather(
         "outputs": ports(graph.outputs, layout),
         "data": data(job, samples),
         "warnings": list(warnings),
+        "findings": findings(found),
         "coverage": coverage(graph, lowered, model.operators),
         "float_operators": [],
         "layers": layers(integerized, plan, lowered, measured),
+        "weights": weights(constants),
         "accuracy": accuracy(graph, measured),
-        "memory": memory(checked.memory),
+        "memory": memory(checked.memory, lowered.buffers),
         "program": program(lowered, checked.counts),
         "design": design(lowered.design),
         "certificates": certificates(graph, integerized, checked),

@@ -1,7 +1,9 @@
-"""The report as one page that needs nothing else: no script, no font, no network."""
+"""The report as one page that needs nothing else: no font, no network, and no script but the one that searches it."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping
 from functools import cache
@@ -9,10 +11,21 @@ from importlib import resources
 
 from jinja2 import ChainableUndefined, Environment, FunctionLoader, Template, Undefined
 
-from qcompile.report import pictures, wording
-from qcompile.report.verdict import at, bit_exact, made_up, on_target, rows, verdicts
+from qcompile.report import network, pictures, wording
+from qcompile.report.timeline import timeline
+from qcompile.report.verdict import (
+    at,
+    bit_exact,
+    finite,
+    headline,
+    made_up,
+    on_target,
+    rows,
+    verdicts,
+)
 
 FULL_BAR_DB = 60.0
+SCRIPT = "find.js"
 _FILTERS = (
     wording.amount, wording.decibel, wording.exact, wording.fraction,
     wording.number, wording.percent, wording.shape, wording.shown, wording.signed, wording.size,
@@ -21,29 +34,39 @@ _FILTERS = (
 
 def render(report: Mapping[str, object]) -> str:
     """The page for a report; whatever the report lacks is shown as a dash."""
+    script, groups = _source(SCRIPT), network.network(report)
     return _template("report.html.j2").render(
         r=report,
+        first=headline(report),
         verdicts=verdicts(report),
         made_up=made_up(report),
+        network=groups,
+        rail=max((row.rail.width for group in groups for row in group.layers), default=0),
+        bands=network.BANDS,
+        widths=network.WIDTHS,
         layers=_layers(report),
         along=pictures.along(rows(report, "layers")),
+        arena=timeline(report),
+        script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
 def render_analysis(report: Mapping[str, object]) -> str:
     """The page for what `analyze` found, with its pictures."""
     inputs = [{**row, "picture": pictures.histogram(row)} for row in rows(report, "inputs")]
-    weights = []
-    for row in rows(report, "weights"):
-        widest = row.get("scale_max")
-        scale = widest if isinstance(widest, float) else None
-        weights.append({**row, "picture": pictures.histogram(row, scale)})
+    layers = [{**row, "picture": pictures.histogram(row)} for row in _layers(report)]
+    weights = [
+        {**row, "picture": pictures.histogram(row, finite(row.get("scale_max")))}
+        for row in rows(report, "weights")
+    ]
     return _template("analysis.html.j2").render(
         r=report,
         exact=bit_exact(report),
         made_up=made_up(report),
+        first=headline(report),
         inputs=inputs,
-        layers=_layers(report),
+        layers=layers,
         weights=weights,
         along=pictures.along(rows(report, "layers")),
         bars=pictures.bars(rows(report, "sensitivity", "layers")),
@@ -52,10 +75,7 @@ def render_analysis(report: Mapping[str, object]) -> str:
 
 
 def _layers(report: Mapping[str, object]) -> list[dict[str, object]]:
-    return [
-        {**layer, "on_target": on_target(report, layer), "picture": pictures.histogram(layer)}
-        for layer in rows(report, "layers")
-    ]
+    return [{**layer, "on_target": on_target(report, layer)} for layer in rows(report, "layers")]
 
 
 @cache

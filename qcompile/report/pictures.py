@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qcompile.report.verdict import at
-from qcompile.report.wording import decibel, visible
+from qcompile.report.verdict import at, finite
+from qcompile.report.wording import decibel, short
 
 Row = Mapping[str, object]
 
@@ -20,6 +20,8 @@ STAGES = (
 WIDTH, LABELLED = 1160, 40
 LEFT, TOP, PLOT, ROW = 70, 10, 230, 18
 ALONG_NAME, BAR_NAME = 20, 30
+MOST_POINTS = 400
+"""Layers whose points have marks and titles of their own; lines say enough of more."""
 HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT, MOST_LEVELS = 260, 96, 32
 
 
@@ -48,9 +50,7 @@ class Along:
 
 def along(layers: Sequence[Row]) -> Along | None:
     """The SQNR of every layer after each stage; None where nothing was measured."""
-    known = [
-        v for row in layers for _, key, _ in STAGES if (v := _number(row.get(key))) is not None
-    ]
+    known = [v for row in layers for _, key, _ in STAGES if (v := finite(row.get(key))) is not None]
     if not known:
         return None
     lo, hi = (10 * math.floor(min(0.0, *known) / 10), 10 * math.ceil(max(10.0, *known) / 10))
@@ -68,19 +68,18 @@ def along(layers: Sequence[Row]) -> Along | None:
     for stage, key, radius in STAGES:
         points, pieces = [], [list[str]()]
         for i, row in enumerate(layers):
-            value = _number(row.get(key))
+            value = finite(row.get(key))
             if value is None:
                 pieces.append([])
                 continue
-            points.append((x(i), y(value), f"{row.get('tensor')}: {decibel(value)} dB"))
+            if len(layers) <= MOST_POINTS:
+                points.append((x(i), y(value), f"{row.get('tensor')}: {decibel(value)} dB"))
             pieces[-1].append(f"{x(i)},{y(value)}")
         paths = tuple(" ".join(p) for p in pieces if len(p) > 1)
         lines.append(Line(stage, radius, tuple(points), paths))
     every = math.ceil(len(layers) / LABELLED)
     names = tuple(
-        (x(i), _short(row.get("name"), ALONG_NAME))
-        for i, row in enumerate(layers)
-        if i % every == 0
+        (x(i), short(row.get("name"), ALONG_NAME)) for i, row in enumerate(layers) if i % every == 0
     )
     longest = max((len(name) for _, name in names), default=0)
     height = int(bottom + 22 + longest * 4.8)
@@ -117,8 +116,8 @@ class Bars:
 
 def bars(layers: Sequence[Row]) -> Bars:
     """Leave-one-out sensitivity, in order of execution."""
-    gains = [_number(row.get("gain_db")) or 0.0 for row in layers]
-    alone = [_number(row.get("alone_db")) for row in layers]
+    gains = [finite(row.get("gain_db")) or 0.0 for row in layers]
+    alone = [finite(row.get("alone_db")) for row in layers]
     noise = [0.0 if db is None else 10 ** (-db / 10) for db in alone]
     total, loudest = sum(noise) or 1.0, max(noise, default=0.0) or 1.0
     reach = max(1e-9, max(gains, default=0.0), -min(gains, default=0.0))
@@ -135,7 +134,7 @@ def bars(layers: Sequence[Row]) -> Bars:
         made.append(
             Bar(
                 str(row.get("layer")),
-                _short(row.get("layer"), BAR_NAME),
+                short(row.get("layer"), BAR_NAME),
                 22 + i * ROW,
                 gained,
                 round(zero if gained >= 0 else zero - width, 1),
@@ -153,9 +152,9 @@ def histogram(row: Row, scale: float | None = None) -> dict[str, object] | None:
 
     `scale` stands for the row's own, where a weight has several.
     """
-    lo, hi = _number(at(row, "histogram", "lo")), _number(at(row, "histogram", "hi"))
+    lo, hi = finite(at(row, "histogram", "lo")), finite(at(row, "histogram", "hi"))
     counts, bits = at(row, "histogram", "counts"), row.get("bits")
-    step = scale if scale is not None else _number(row.get("scale"))
+    step = scale if scale is not None else finite(row.get("scale"))
     if lo is None or hi is None or not step or not isinstance(counts, Sequence):
         return None
     if not isinstance(bits, int) or not 2 <= bits <= 32:
@@ -184,7 +183,8 @@ def histogram(row: Row, scale: float | None = None) -> dict[str, object] | None:
         across = max(round(width * unit, 2), 0.8)
         paths[held].append(f"M{x(start)} {bottom}v-{tall}h{across}v{tall}z")
     every = max(1, math.ceil((1 << bits) / MOST_LEVELS))
-    levels = [x(k * step) for k in range(_first(least, step, every), round(most / step) + 1, every)]
+    codes = range(_first(least, step, every), round(most / step) + 1, every)
+    levels = "".join(f"M{x(k * step)} 0v{bottom}" for k in codes)
     return {
         "width": HISTOGRAM_WIDTH,
         "height": HISTOGRAM_HEIGHT,
@@ -205,15 +205,3 @@ def histogram(row: Row, scale: float | None = None) -> dict[str, object] | None:
 def _first(least: float, step: float, every: int) -> int:
     """The lowest multiple of `every` codes from zero that a tensor holds."""
     return math.ceil(round(least / step) / every) * every
-
-
-def _short(name: object, longest: int) -> str:
-    """The end of a name, which tells layers apart better than its beginning."""
-    text = visible(str(name))
-    return text if len(text) <= longest else f"…{text[1 - longest :]}"
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)

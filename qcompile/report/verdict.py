@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qcompile.report.wording import number, visible
+from qcompile.report.wording import decibel, fraction, number, visible
 
 State = Literal["pass", "fail", "open"]
 Report = Mapping[str, object]
@@ -16,6 +17,10 @@ MADE_UP = {
     "synthetic": "No calibration data were given: synthetic samples were made up.",
 }
 ACCUMULATOR_BITS = 32
+POOR_DB = 10.0
+"""An output that is closer to the float network than this is not damaged."""
+UNROUNDED_DB = 60.0
+"""What a layer that reads nothing rounded is taken to begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,13 @@ def count(report: object, *keys: str) -> int:
     return found if isinstance(found, int) else 0
 
 
+def finite(value: object) -> float | None:
+    """The number that this is, None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
 def made_up(report: Report) -> str | None:
     """The loud sentence about data that nobody measured, None for real data."""
     if not at(report, "data", "marked"):
@@ -76,6 +88,70 @@ def verdicts(report: Report) -> list[Verdict]:
         _no_float(report),
         _no_overflow(report),
     ]
+
+
+def headline(report: Report) -> Verdict | None:
+    """What a reader must know first: which layer is worst, and does it matter; None where nothing was measured."""
+    claim = "worst layer"
+    if found := rows(report, "findings"):
+        return Verdict(claim, "fail", _sentence(found[0].get("sentence")))
+    outputs = [(o.get("name"), _ratio(o)) for o in rows(report, "accuracy", "outputs")]
+    rated = [(name, db) for name, db in outputs if db is not None]
+    layers = [(r.get("name"), db) for r in rows(report, "layers") if (db := _ratio(r)) is not None]
+    if not rated or not layers:
+        return None
+    output, least = min(rated, key=lambda pair: pair[1])
+    ends = f"output {visible(str(output))} has {decibel(least)} dB"
+    if least < POOR_DB:
+        layer, before, after = _steepest(report)
+        return Verdict(
+            claim,
+            "fail",
+            f"Only {decibel(least)} dB are left of output {visible(str(output))}: the program is far from the float "
+            f"network. Most is lost in layer {visible(layer)}, where {decibel(before)} dB become {decibel(after)} dB.",
+        )
+    far, db = min(layers, key=lambda pair: pair[1])
+    same = [o.get("agreement") for o in rows(report, "accuracy", "outputs")]
+    shares = [share for share in same if isinstance(share, int | float)]
+    agreed = f" and agrees in {fraction(min(shares))} of the samples" if shares else ""
+    return Verdict(
+        claim,
+        "pass",
+        f"No layer stands out. The one furthest from the float network is {visible(str(far))} with {decibel(db)} dB; "
+        f"{ends}{agreed}.",
+    )
+
+
+def _steepest(report: Report) -> tuple[str, float, float]:
+    """The layer that loses most of the ratio its operands had, with the ratio before and after it."""
+    coverage = rows(report, "coverage")
+    ratios: dict[object, float] = {}
+    for row in rows(report, "layers"):
+        if (db := _ratio(row)) is not None:
+            ratios[row.get("name")] = min(db, ratios.get(row.get("name"), db))
+    held: list[float] = []
+    worst = ("", UNROUNDED_DB, UNROUNDED_DB)
+    for i, row in enumerate(coverage):
+        found = row.get("reads")
+        reads = found if isinstance(found, Sequence) else []
+        before = min(
+            (held[p] for p in reads if isinstance(p, int) and 0 <= p < i), default=UNROUNDED_DB
+        )
+        after = ratios.get(row.get("layer"), before)
+        held.append(after)
+        if before - after > worst[1] - worst[2]:
+            worst = (str(row.get("layer")), before, after)
+    return worst
+
+
+def _ratio(row: Mapping[str, object]) -> float | None:
+    return finite(row.get("sqnr_integer_db"))
+
+
+def _sentence(text: object) -> str:
+    """With a capital at its beginning and a point at its end."""
+    said = visible(str(text))
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def on_target(report: Report, layer: Mapping[str, object]) -> str:

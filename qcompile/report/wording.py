@@ -42,6 +42,12 @@ def shown(value: object) -> str:
             return visible(str(value))
 
 
+def short(name: object, longest: int) -> str:
+    """The end of a name, which tells layers apart better than its beginning."""
+    text = visible(str(name))
+    return text if len(text) <= longest else f"…{text[1 - longest :]}"
+
+
 def number(value: object, digits: int = 4) -> str:
     """A number with so many significant digits."""
     if not _is_number(value):

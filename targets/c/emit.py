@@ -15,7 +15,7 @@ import numpy as np
 
 from qcompile.ir import Array, Graph, Port, TensorType, Value, arith
 from qcompile.program import PROGRAM_FILE
-from qcompile.target import ANYWHERE, Codes, Layer, Lowered, Piece, Placement
+from qcompile.target import ANYWHERE, Buffer, Codes, Layer, Lowered, Piece, Placement
 
 from . import bands, binary
 from . import kernel as k
@@ -281,7 +281,20 @@ class _Program:
             fused=[step.node.output.name for step in self.steps if step.rescale is not None],
             layers=layers,
             pieces=pieces,
+            buffers=self._buffers(),
         )
+
+    def _buffers(self) -> list[Buffer]:
+        """The arena over time: values in the order they are made, each step's scratch after its result."""
+        spans, sizes = self.storage.spans, self.storage.sizes
+        found = []
+        for i, (step, kernel) in enumerate(zip(self.steps, self.kernels, strict=True)):
+            name = step.output.name
+            if name in self.plan.offsets:
+                found.append(Buffer(name, self.plan.offsets[name], sizes[name], *spans[name]))
+            if scratch := kernel.scratch(step).bytes:
+                found.append(Buffer(None, self.plan.scratch[i], scratch, i, i))
+        return found
 
     def _headers(self) -> list[str | Path]:
         """What the kernels in use include, each once."""

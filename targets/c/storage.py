@@ -181,6 +181,16 @@ class Storage:
         """Bytes of arena that no plan for these steps can do without; quickly found."""
         return memory.max_live(self._tasks, self._sizes, self.align, self._tied)
 
+    @property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """First and last step that needs each value."""
+        return memory.lifetimes(self._tasks)
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of the values that lie in the arena."""
+        return self._sizes
+
     def plan(self) -> memory.Plan:
         """Places in the arena."""
         return memory.plan(self._tasks, self._sizes, self.align, self._tied)

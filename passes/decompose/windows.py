@@ -8,12 +8,12 @@ from itertools import product
 import numpy as np
 import onnx_ir as ir
 
-from qcompile.onnx.edit import Editor, set_inputs, sole_use
+from qcompile.onnx.edit import Editor, constant, set_inputs, sole_use
 
 from ..fold import affine
 from ..linear import floats
 from ..window import Window, window
-from .expression import Expression
+from .expression import Expression, volume
 
 
 def absorb(node: ir.Node, editor: Editor) -> None:
@@ -143,13 +143,77 @@ def global_max(e: Expression) -> ir.Value:
     )
 
 
+def conv(e: Expression) -> ir.Value | None:
+    """Conv over three axes -> the planes under each tap of the first are channels of a Conv over two; others stay."""
+    x, weight = e.input(0), constant(e.input(1))
+    if weight is None or weight.ndim != 5:
+        return None
+    w = window(e.node, weight.shape[2:])
+    if w is None:
+        raise e.refuse("has pads that ONNX does not allow")
+    n, channels, outputs = e.shape(x)[0], e.size(x, 1), weight.shape[0]
+    count, height, width = w.outputs(_spatial(e, x))
+    x = e.pad(x, (0, 0, w.pads[0], 0, 0), (0, 0, w.pads[3], 0, 0))
+    taps = np.arange(w.kernel[0]) * w.dilations[0]
+    x = e.take(x, 2, ((np.arange(count) * w.strides[0])[:, None] + taps).reshape(-1).tolist())
+    size = e.shape(x)[3:]
+    x = e.reshape(x, (n, channels, count, w.kernel[0], *size))
+    x = e.transpose(x, (0, 2, 1, 3, 4, 5))
+    rows = n * count if isinstance(n, int) else n
+    x = e.reshape(x, (rows, channels * w.kernel[0], *size))
+    numbers = e.constant(2, "a bias")
+    y = e.op(
+        "Conv",
+        x,
+        e.floats(weight.reshape(outputs, -1, *w.kernel[1:]).astype(np.float64), "weight"),
+        e.floats(np.zeros(outputs) if numbers is None else numbers.astype(np.float64), "bias"),
+        shape=(rows, outputs, height, width),
+        dilations=w.dilations[1:],
+        group=e.node.attributes.get_int("group", 1),
+        kernel_shape=w.kernel[1:],
+        pads=(*w.pads[1:3], *w.pads[4:]),
+        strides=w.strides[1:],
+    )
+    y = e.reshape(y, (n, count, outputs, height, width))
+    return e.transpose(y, (0, 2, 1, 3, 4))
+
+
+def max_pool(e: Expression) -> ir.Value | None:
+    """MaxPool over more than two axes -> one axis after the other; others stay."""
+    x = e.input(0)
+    kernel = tuple(e.node.attributes.get_ints("kernel_shape") or ())
+    if len(kernel) <= 2 or len(e.node.outputs) > 1:
+        return None
+    w, after = window(e.node, kernel), _spatial(e, e.node.outputs[0])
+    if w is None or w.outputs(_spatial(e, x)) != after:
+        raise e.refuse("has a window that ONNX and its runtimes place differently")
+    for i, count in enumerate(after):
+        shape = e.shape(x)
+        rows = (*shape[:2], *shape[2 : 2 + i])
+        flat = e.reshape(x, (shape[0], volume(rows[1:]), e.size(x, 2 + i), volume(shape[3 + i :])))
+        y = e.op(
+            "MaxPool",
+            flat,
+            shape=(*e.shape(flat)[:2], count, e.shape(flat)[3]),
+            kernel_shape=(w.kernel[i], 1),
+            strides=(w.strides[i], 1),
+            dilations=(w.dilations[i], 1),
+            pads=(w.pads[i], 0, w.pads[w.rank + i], 0),
+        )
+        x = e.reshape(y, (*shape[: 2 + i], count, *shape[3 + i :]))
+    return x
+
+
 def average(e: Expression) -> ir.Value | None:
-    """AveragePool with dilations, or that counts borders which rounding up adds -> depthwise Conv; others stay."""
+    """AveragePool with dilations, over many axes, or counting what rounding up adds -> sums; others stay."""
     x, a = e.input(0), e.node.attributes
     kernel = tuple(a.get_ints("kernel_shape") or ())
     w, counted = window(e.node, kernel), a.get_int("count_include_pad", 0)
     stated = tuple(a.get_ints("pads") or (0,) * 2 * len(kernel))
-    if w is None or not (any(d > 1 for d in w.dilations) or (counted and w.pads != stated)):
+    if w is None:
+        return None
+    plain = w.rank <= 2 and max(w.dilations) == 1 and not (counted and w.pads != stated)
+    if plain:
         return None
     size, after = _spatial(e, x), _spatial(e, e.node.outputs[0])
     if w.outputs(size) != after:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qcompile.ir import arith
 from qcompile.ir.types import DType
 
 OPSET = 13
@@ -22,10 +21,10 @@ DOMAIN = "qcompile"
 LIFT = 128
 """What turns int8 codes and weights into uint8."""
 
-_UINT8, _INT32, _INT64 = 2, 6, 7
+UINT8, INT32, INT64 = 2, 6, 7
 """Element types, as the attribute of Cast spells them."""
 
-_Body = list[str]
+Body = list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +58,34 @@ class Sweep:
         return (self.extent - (self.size - 1) * self.dilation - 1) // self.stride * self.stride + 1
 
 
-def _integer(name: str, value: int) -> str:
+def integer(name: str, value: int) -> str:
+    """A scalar."""
     return f"{name} = Constant <value_int = {value}> ()"
 
 
-def _row(name: str, values: Sequence[int]) -> str:
+def row(name: str, values: Sequence[int]) -> str:
     """A tensor: shape inference in onnxruntime 1.20 takes lists (`value_ints`) for scalars."""
     return f"{name} = Constant <value = int64[{len(values)}] {{{', '.join(map(str, values))}}}> ()"
 
 
-def _attribute(name: str) -> str:
+def attribute(name: str) -> str:
+    """A scalar that the calling node gives."""
     return f"{name} = Constant <value_int: int = @{name}> ()"
 
 
-def _minus(x: str, zero: str, result: str) -> _Body:
+def _minus(x: str, zero: str, result: str) -> Body:
     """Int32 `result` = x - attribute `zero`."""
     return [
-        f"{x}_wide = Cast <to = {_INT32}> ({x})",
+        f"{x}_wide = Cast <to = {INT32}> ({x})",
         f"{zero}_long = Constant <value_int: int = @{zero}> ()",
-        f"{zero}_wide = Cast <to = {_INT32}> ({zero}_long)",
+        f"{zero}_wide = Cast <to = {INT32}> ({zero}_long)",
         f"{result} = Sub ({x}_wide, {zero}_wide)",
     ]
 
 
 _FRAMED = [
-    _attribute("pad_value"),
-    f"fill = Cast <to = {_INT32}> (pad_value)",
+    attribute("pad_value"),
+    f"fill = Cast <to = {INT32}> (pad_value)",
     "padded = Pad (wide, frame, fill)",
 ]
 """`padded` = int32 `wide` with `pad_value` around it, as wide as `frame` says.
@@ -96,7 +97,7 @@ The widths are an input, because shape inference in onnxruntime 1.20 knows no li
 PAD = Function(
     "Pad",
     "<pad_value, to> (x, frame) => (y)",
-    (f"wide = Cast <to = {_INT32}> (x)", *_FRAMED, "y = Cast <to: int = @to> (padded)"),
+    (f"wide = Cast <to = {INT32}> (x)", *_FRAMED, "y = Cast <to: int = @to> (padded)"),
 )
 
 MUL = Function(
@@ -119,8 +120,8 @@ def extreme(largest: bool) -> Function:
         kind,
         "<to> (x, y) => (z)",
         (
-            f"x_wide = Cast <to = {_INT32}> (x)",
-            f"y_wide = Cast <to = {_INT32}> (y)",
+            f"x_wide = Cast <to = {INT32}> (x)",
+            f"y_wide = Cast <to = {INT32}> (y)",
             f"wide = {kind} (x_wide, y_wide)",
             "z = Cast <to: int = @to> (wide)",
         ),
@@ -134,9 +135,9 @@ def arg_extreme(largest: bool) -> Function:
         kind,
         "<axis, last> (x) => (y)",
         (
-            f"wide = Cast <to = {_INT32}> (x)",
+            f"wide = Cast <to = {INT32}> (x)",
             f"place = {kind} <axis: int = @axis, keepdims = 1, select_last_index: int = @last> (wide)",
-            f"y = Cast <to = {_INT32}> (place)",
+            f"y = Cast <to = {INT32}> (place)",
         ),
     )
 
@@ -154,7 +155,7 @@ def conv(dtype: DType, rank: int) -> Function:
         "<strides, dilations, group, pad_value> (x, w, b, frame) => (y)",
         (
             f"first = Transpose <perm = {[0, rank + 1, *spatial]}> (x)",
-            f"wide = Cast <to = {_INT32}> (first)",
+            f"wide = Cast <to = {INT32}> (first)",
             *_FRAMED,
             *lines,
             f"last = Transpose <perm = {[0, *(i + 1 for i in spatial), 1]}> (sums)",
@@ -169,24 +170,24 @@ def matmul(dtype: DType) -> Function:
     return Function(
         f"MatMul_{kind}",
         "(x, w, b) => (y)",
-        (f"wide = Cast <to = {_INT32}> (x)", *lines, "y = Add (sums, b)"),
+        (f"wide = Cast <to = {INT32}> (x)", *lines, "y = Add (sums, b)"),
     )
 
 
 def batch_matmul(x: DType, y: DType) -> Function:
     """The product of two activations; zero points are those of the uint8 codes."""
-    body: _Body = []
+    body: Body = []
     for name, dtype in (("x", x), ("y", y)):
         body += [
             f"{name}_long = Constant <value_int: int = @zero_{name}> ()",
-            f"{name}_zero = Cast <to = {_UINT8}> ({name}_long)",
+            f"{name}_zero = Cast <to = {UINT8}> ({name}_long)",
         ]
         if dtype.signed:
             body += [
                 f"{name}_lift = Constant <value = int32 {{{LIFT}}}> ()",
-                f"{name}_wide = Cast <to = {_INT32}> ({name})",
+                f"{name}_wide = Cast <to = {INT32}> ({name})",
                 f"{name}_lifted = Add ({name}_wide, {name}_lift)",
-                f"{name}_codes = Cast <to = {_UINT8}> ({name}_lifted)",
+                f"{name}_codes = Cast <to = {UINT8}> ({name}_lifted)",
             ]
     left, right = (n + "_codes" if d.signed else n for n, d in (("x", x), ("y", y)))
     kinds = "_".join("int8" if d.signed else "uint8" for d in (x, y))
@@ -197,7 +198,7 @@ def batch_matmul(x: DType, y: DType) -> Function:
     )
 
 
-def _products(dtype: DType, x: str, product: str) -> tuple[str, _Body]:
+def _products(dtype: DType, x: str, product: str) -> tuple[str, Body]:
     """How codes enter a product, and int32 `sums` = the products of int32 codes `x` with uint8 weights `w`."""
     zeros = [
         f"half = Constant <value = uint8 {{{LIFT}}}> ()",
@@ -206,7 +207,7 @@ def _products(dtype: DType, x: str, product: str) -> tuple[str, _Body]:
     if not dtype.signed:
         return "uint8", [
             *zeros,
-            f"codes = Cast <to = {_UINT8}> ({x})",
+            f"codes = Cast <to = {UINT8}> ({x})",
             f"sums = {product} (codes, w, none, half)",
         ]
     if dtype.bits <= 8:
@@ -214,7 +215,7 @@ def _products(dtype: DType, x: str, product: str) -> tuple[str, _Body]:
             zeros[0],
             f"lift = Constant <value = int32 {{{LIFT}}}> ()",
             f"lifted = Add ({x}, lift)",
-            f"codes = Cast <to = {_UINT8}> (lifted)",
+            f"codes = Cast <to = {UINT8}> (lifted)",
             f"sums = {product} (codes, w, half, half)",
         ]
     return "int16", [
@@ -225,26 +226,26 @@ def _products(dtype: DType, x: str, product: str) -> tuple[str, _Body]:
         "high = Div (lifted, byte)",
         "rest = Mul (high, byte)",
         "low = Sub (lifted, rest)",
-        f"high_codes = Cast <to = {_UINT8}> (high)",
-        f"low_codes = Cast <to = {_UINT8}> (low)",
+        f"high_codes = Cast <to = {UINT8}> (high)",
+        f"low_codes = Cast <to = {UINT8}> (low)",
         f"high_sums = {product} (high_codes, w, half, half)",
         f"low_sums = {product} (low_codes, w, none, half)",
         # 256 times the upper sum may leave 32 bits where the whole does not.
-        f"high_wide = Cast <to = {_INT64}> (high_sums)",
-        f"low_wide = Cast <to = {_INT64}> (low_sums)",
-        _integer("weight", 256),
+        f"high_wide = Cast <to = {INT64}> (high_sums)",
+        f"low_wide = Cast <to = {INT64}> (low_sums)",
+        integer("weight", 256),
         "weighted = Mul (high_wide, weight)",
         "both = Add (weighted, low_wide)",
-        f"sums = Cast <to = {_INT32}> (both)",
+        f"sums = Cast <to = {INT32}> (both)",
     ]
 
 
-_FLOOR_SHIFT = Function(
+FLOOR_SHIFT = Function(
     "FloorShift",
     "(v, step) => (q)",
     (
         # Div of a negative number would round towards zero, so the dividend is made positive first.
-        _integer("lift", 1 << 62),
+        integer("lift", 1 << 62),
         "lifted = Add (v, lift)",
         "high = Div (lifted, step)",
         "down = Div (lift, step)",
@@ -254,19 +255,19 @@ _FLOOR_SHIFT = Function(
 """floor(v / step) for a power of two `step` up to 2**62 and |v| < 2**62."""
 
 
-def _rounded(total: str) -> _Body:
+def rounded(total: str) -> Body:
     """`shifted` = total / step, rounded half up."""
     return [
-        _integer("two", 2),
+        integer("two", 2),
         "half_step = Div (step, two)",
         f"raised = Add ({total}, half_step)",
         f"shifted = {DOMAIN}.FloorShift (raised, step)",
     ]
 
 
-_CLAMPED = [
-    _attribute("lo"),
-    _attribute("hi"),
+CLAMPED = [
+    attribute("lo"),
+    attribute("hi"),
     "clamped = Clip (placed, lo, hi)",
     "y = Cast <to: int = @to> (clamped)",
 ]
@@ -277,17 +278,17 @@ def rescale(accs: int, vals: int) -> Function:
     operands = [f"{x}{i}" for i in range(accs) for x in ("acc", "multiplier")]
     operands += [f"{x}{j}" for j in range(vals) for x in ("val", "factor")]
     zeros = [f"zero{j}" for j in range(vals)]
-    body = [_integer("word", 1 << 32)] if accs else []
+    body = [integer("word", 1 << 32)] if accs else []
     for i in range(accs):
         body += [
-            f"acc{i}_wide = Cast <to = {_INT64}> (acc{i})",
+            f"acc{i}_wide = Cast <to = {INT64}> (acc{i})",
             f"product{i} = Mul (acc{i}_wide, multiplier{i})",
             f"term{i} = {DOMAIN}.FloorShift (product{i}, word)",
         ]
     for j, zero in enumerate(zeros):
         body += [
-            f"val{j}_wide = Cast <to = {_INT64}> (val{j})",
-            _attribute(zero),
+            f"val{j}_wide = Cast <to = {INT64}> (val{j})",
+            attribute(zero),
             f"centred{j} = Sub (val{j}_wide, {zero})",
             f"term{accs + j} = Mul (centred{j}, factor{j})",
         ]
@@ -300,141 +301,13 @@ def rescale(accs: int, vals: int) -> Function:
         f"<{', '.join([*zeros, 'zero_point', 'lo', 'hi', 'to'])}> ({', '.join([*operands, 'step'])}) => (y)",
         (
             *body,
-            *_rounded(total),
-            _attribute("zero_point"),
+            *rounded(total),
+            attribute("zero_point"),
             "placed = Add (shifted, zero_point)",
-            *_CLAMPED,
+            *CLAMPED,
         ),
-        (_FLOOR_SHIFT,),
+        (FLOOR_SHIFT,),
     )
-
-
-def _shifted(result: str, a: str, b: str, step: str) -> _Body:
-    """`result` = floor(a * b / step)."""
-    return [
-        f"{result}_product = Mul ({a}, {b})",
-        f"{result} = {DOMAIN}.FloorShift ({result}_product, {step})",
-    ]
-
-
-def _reciprocal() -> Function:
-    """The steps of `arith.reciprocal`."""
-    body = [
-        _integer("q30", 1 << 30),
-        _integer("q31", 1 << 31),
-        _integer("slope", int(arith.LINE_SLOPE)),
-        _integer("start", int(arith.LINE_CONSTANT)),
-        *_shifted("fall", "s", "slope", "q31"),
-        "x0 = Sub (start, fall)",
-    ]
-    last = arith.NEWTON_STEPS - 1
-    for i in range(arith.NEWTON_STEPS):
-        body += [
-            *_shifted(f"near{i}", "s", f"x{i}", "q30"),
-            f"error{i} = Sub (q31, near{i})",
-            *_shifted(f"change{i}", f"x{i}", f"error{i}", "q31"),
-            f"{'r' if i == last else f'x{i + 1}'} = Add (x{i}, change{i})",
-        ]
-    return Function("Reciprocal", "(s) => (r)", tuple(body), (_FLOOR_SHIFT,))
-
-
-SOFTMAX = Function(
-    "Softmax",
-    "<unit, lo, hi, to> (x, table) => (y)",
-    (
-        f"wide = Cast <to = {_INT64}> (x)",
-        "largest = ReduceMax <axes = [-1], keepdims = 1> (wide)",
-        "below = Sub (largest, wide)",
-        "found = Gather <axis = 0> (table, below)",
-        f"e = Cast <to = {_INT64}> (found)",
-        _row("row", [-1]),
-        "total = ReduceSum <keepdims = 1> (e, row)",
-        # The place of the highest bit is the number of powers of two, from 2 on, that the total reaches.
-        _row("powers", [1 << k for k in range(31)]),
-        _row("marks", [1 << k for k in range(1, 31)]),
-        "reached = GreaterOrEqual (total, marks)",
-        f"counted = Cast <to = {_INT64}> (reached)",
-        "top = ReduceSum <keepdims = 1> (counted, row)",
-        _integer("highest", 30),
-        "room = Sub (highest, top)",
-        "scale = Gather <axis = 0> (powers, room)",
-        "aligned = Mul (total, scale)",
-        f"inverse = {DOMAIN}.Reciprocal (aligned)",
-        "product = Mul (e, inverse)",
-        _attribute("unit"),
-        "size = Gather <axis = 0> (powers, top)",
-        "step = Mul (size, unit)",
-        *_rounded("product"),
-        "lowest = Constant <value_int: int = @lo> ()",
-        "placed = Add (shifted, lowest)",
-        *_CLAMPED,
-    ),
-    (_FLOOR_SHIFT, _reciprocal()),
-)
-"""`unit` is 2**(31 - bits of the result)."""
-
-
-def _inverse_root() -> Function:
-    """The steps of `arith.inverse_root`; `count` is its k + 15."""
-    body = [
-        _row("row", [-1]),
-        _row("fours", [1 << 2 * i for i in range(1, 31)]),
-        "reached = GreaterOrEqual (v, fours)",
-        f"counted = Cast <to = {_INT64}> (reached)",
-        "count = ReduceSum <keepdims = 1> (counted, row)",
-        _row("ups", [1 << 2 * max(15 - i, 0) for i in range(31)]),
-        _row("downs", [1 << 2 * max(i - 15, 0) for i in range(31)]),
-        "up = Gather <axis = 0> (ups, count)",
-        "down = Gather <axis = 0> (downs, count)",
-        *_shifted("s", "v", "up", "down"),
-        *(_integer(f"q{bits}", 1 << bits) for bits in (29, 31, 32)),
-        _integer("three", int(arith.ROOT_THREE)),
-        _integer("slope", int(arith.ROOT_SLOPE)),
-        _integer("start", int(arith.ROOT_CONSTANT)),
-        *_shifted("fall", "s", "slope", "q32"),
-        "x0 = Sub (start, fall)",
-    ]
-    last = arith.ROOT_STEPS - 1
-    for i in range(arith.ROOT_STEPS):
-        body += [
-            *_shifted(f"square{i}", f"x{i}", f"x{i}", "q29"),
-            *_shifted(f"near{i}", "s", f"square{i}", "q31"),
-            f"rest{i} = Sub (three, near{i})",
-            *_shifted("r" if i == last else f"x{i + 1}", f"x{i}", f"rest{i}", "q31"),
-        ]
-    return Function("InverseRoot", "(v) => (r, count)", tuple(body), (_FLOOR_SHIFT,))
-
-
-NORMALIZE = Function(
-    "Normalize",
-    "<entries, epsilon, unit, lo, hi, to> (x) => (y)",
-    (
-        f"wide = Cast <to = {_INT64}> (x)",
-        _row("row", [-1]),
-        _attribute("entries"),
-        _attribute("epsilon"),
-        _attribute("unit"),
-        "total = ReduceSum <keepdims = 1> (wide, row)",
-        "square = Mul (wide, wide)",
-        "squares = ReduceSum <keepdims = 1> (square, row)",
-        "whole = Mul (squares, entries)",
-        "mean = Mul (total, total)",
-        "variance = Sub (whole, mean)",
-        "spread = Add (variance, epsilon)",
-        f"root, count = {DOMAIN}.InverseRoot (spread)",
-        "raised_entries = Mul (wide, entries)",
-        "deviation = Sub (raised_entries, total)",
-        "product = Mul (deviation, root)",
-        _row("powers", [1 << k for k in range(31)]),
-        "size = Gather <axis = 0> (powers, count)",
-        "step = Mul (size, unit)",
-        *_rounded("product"),
-        "placed = Identity (shifted)",
-        *_CLAMPED,
-    ),
-    (_FLOOR_SHIFT, _inverse_root()),
-)
-"""`unit` is 2**(30 - fraction)."""
 
 
 def max_pool(frame: list[int], fill: int, sweeps: list[Sweep]) -> Function:
@@ -443,7 +316,7 @@ def max_pool(frame: list[int], fill: int, sweeps: list[Sweep]) -> Function:
         "MaxPool",
         "<to> (x) => (y)",
         (
-            f"wide = Cast <to = {_INT32}> (x)",
+            f"wide = Cast <to = {INT32}> (x)",
             *_swept("Max", frame, fill, sweeps),
             "y = Cast <to: int = @to> (swept)",
         ),
@@ -461,17 +334,17 @@ def sum_pool(frame: list[int], sweeps: list[Sweep]) -> Function:
 
 def _swept(
     combine: Literal["Max", "Add"], frame: list[int], fill: int, sweeps: list[Sweep]
-) -> _Body:
+) -> Body:
     """`swept` = int32 `wide`, combined under each window one axis after the other."""
     body = [
-        _row("frame", frame),
+        row("frame", frame),
         f"fill = Constant <value = int32 {{{fill}}}> ()",
         "padded = Pad (wide, frame, fill)",
     ]
     source = "padded"
     for i, sweep in enumerate(sweeps):
         result = "swept" if i == len(sweeps) - 1 else f"swept{i}"
-        body.append(_row(f"axis{i}", [i + 1]))
+        body.append(row(f"axis{i}", [i + 1]))
         if sweep.size != sweep.extent:
             body += _taps(combine, i, sweep, source, result)
         elif combine == "Max":
@@ -482,15 +355,15 @@ def _swept(
     return body
 
 
-def _taps(combine: str, i: int, sweep: Sweep, source: str, result: str) -> _Body:
-    body = [_row(f"stride{i}", [sweep.stride])]
+def _taps(combine: str, i: int, sweep: Sweep, source: str, result: str) -> Body:
+    body = [row(f"stride{i}", [sweep.stride])]
     for k in range(sweep.size):
         at, first = f"{i}_{k}", k * sweep.dilation
         so_far = result if k == sweep.size - 1 else f"upto{at}"
         tap = f"tap{at}" if k else so_far
         body += [
-            _row(f"from{at}", [first]),
-            _row(f"to{at}", [first + sweep.reach]),
+            row(f"from{at}", [first]),
+            row(f"to{at}", [first + sweep.reach]),
             f"{tap} = Slice ({source}, from{at}, to{at}, axis{i}, stride{i})",
         ]
         if k:

@@ -1,7 +1,7 @@
 """The integer graph as a standard ONNX model that any onnxruntime from 1.20 on runs to the same bits.
 
-Every operator that ONNX lacks is a model-local function of domain `qcompile` (see `functions`), shared by all nodes of
-one signature, which give it their numbers as inputs and attributes.
+Every operator that ONNX lacks is a model-local function of domain `qcompile` (see `functions` and `newton`), shared by
+all nodes of one signature, which give it their numbers as inputs and attributes.
 
 The meaning of the borders stands in `metadata_props`: `qcompile.inputs` and `qcompile.outputs` are JSON lists, in
 the model's order, of {"name", "dtype", "scale", "zero_point"}, with real = scale * (code - zero_point). Codes of fewer
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, parser
 
 from qcompile.ir import DType, Graph, Node, Port, Value, ops
-from qcompile.onnx import functions
+from qcompile.onnx import functions, newton
 from qcompile.onnx.functions import DOMAIN, LIFT, OPSET, Function, Sweep
 
 IR_VERSION = 8
@@ -164,7 +164,7 @@ class _Exporter:
                 self.call(node, f, zero_point=z)
             case ops.Softmax():
                 unit, to = 1 << (31 - out.bits), _element(out)
-                self.call(node, functions.SOFTMAX, unit=unit, lo=out.lo, hi=out.hi, to=to)
+                self.call(node, newton.SOFTMAX, unit=unit, lo=out.lo, hi=out.hi, to=to)
             case ops.Pad(pads=pads, value=value):
                 half = len(pads) // 2
                 frame = self.row([0, *pads[:half], 0, *pads[half:]], f"{at}.frame")
@@ -198,7 +198,7 @@ class _Exporter:
             case ops.Normalize(fraction=fraction, epsilon=epsilon):
                 self.call(
                     node,
-                    functions.NORMALIZE,
+                    newton.NORMALIZE,
                     entries=node.output.type.shape[-1],
                     epsilon=epsilon,
                     unit=1 << (30 - fraction),

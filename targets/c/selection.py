@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -61,29 +61,32 @@ class Taken:
         strides = {"x": (shape[axis] * inner,), "y": (len(indices) * inner,)}
         nest = merged((rows,), strides)
         x, to, source = layer[node.inputs[0]], nest.at["y"], nest.at["x"]
-        runs = list(_runs(indices))
-        if len(runs) <= _UNROLLED:
+        copied = pieces(indices)
+        if len(copied) <= _UNROLLED:
             copies, done = [], 0
-            for first, length in runs:
+            for first, length in copied:
                 here, there = affine([(to, 1)], done * inner), affine([(source, 1)], first * inner)
                 copies.append(_copy(here, x, there, length * inner))
                 done += length
             return "\n".join((loops(nest), *copies, ends(nest)))
-        piece = math.gcd(*(length for _, length in runs))
-        firsts = np.array(indices[::piece], np.int64)
+        firsts = np.array([first for first, _ in copied], np.int64)
         kind = next(t for t in (np.uint8, np.int16, np.int32) if firsts.max() <= np.iinfo(t).max)
-        table = layer.constant("indices", firsts.astype(kind))
-        here = affine([(to, 1), ("k", piece * inner)])
+        table, count = layer.constant("indices", firsts.astype(kind)), copied[0][1] * inner
+        here = affine([(to, 1), ("k", count)])
         there = affine([(source, 1), (f"{table}[k]", inner)])
         loop = f"for (int k = 0; k < {len(firsts)}; ++k) {{"
-        return "\n".join((loops(nest), loop, _copy(here, x, there, piece * inner), "}", ends(nest)))
+        return "\n".join((loops(nest), loop, _copy(here, x, there, count), "}", ends(nest)))
 
 
-def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Neighbouring indices as (first, how many)."""
+def pieces(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """What is copied at once, as (first, how many): runs of neighbours, cut to one length where they are many."""
+    runs: list[list[int]] = []
     for _, group in groupby(enumerate(indices), lambda pair: pair[1] - pair[0]):
-        first, *more = (index for _, index in group)
-        yield first, 1 + len(more)
+        runs.append([index for _, index in group])
+    if len(runs) <= _UNROLLED:
+        return [(run[0], len(run)) for run in runs]
+    length = math.gcd(*map(len, runs))
+    return [(first, length) for first in indices[::length]]
 
 
 def _copy(to: str, x: str, source: str, count: int) -> str:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from qcompile.ir import Node, Rescale, ops
 
-from ..c.attention import ATTENTION
 from ..c.convolve import Depthwise, Dot
 from ..c.kernel import Kernel, Step
 from ..c.kernels import Elementwise, Move, Pool, SoftmaxRows, Table
-from ..c.selection import SELECTIONS
 from ..c.window import window_of
+from . import counted
 from .dsp_weights import multiplies
 
 
@@ -135,6 +134,6 @@ class ScalarMove(Move):
 
 SCALAR: tuple[Kernel, ...] = (
     ScalarDot(), ScalarDepthwise(), ScalarPool(), ScalarElementwise(), ScalarTable(), ScalarSoftmax(),
-    ScalarMove(), *SELECTIONS, *ATTENTION,
+    ScalarMove(), *counted.SCALAR,
 )  # fmt: skip
 """Together they compute every operator but Reshape."""

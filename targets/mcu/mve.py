@@ -10,12 +10,11 @@ import numpy as np
 
 from qcompile.ir import Value, ops
 
-from ..c.attention import ATTENTION
 from ..c.kernel import Kernel, Layer, Scratch, Step, aligned, ends, key, loops
 from ..c.nest import Nest
-from ..c.selection import SELECTIONS
 from ..c.text import affine, at, c_int, render
 from ..c.window import window_of
+from . import counted
 from . import mve_portable as portable
 from .mve_depthwise import HEADER, Depthwise
 from .mve_lanes import Elementwise, replaced
@@ -260,6 +259,6 @@ class _Code:
 KERNELS: tuple[Kernel, ...] = (
     Products(), Depthwise(), Largest(), Sums(), Elementwise(), portable.GatheredTable(), portable.Dot(),
     portable.Depthwise(), portable.Pool(), portable.Table(), portable.Softmax(), portable.Move(),
-    *SELECTIONS, *ATTENTION,
+    *counted.HELIUM,
 )  # fmt: skip
 """For cores with Helium; what has no kernel here is portable."""

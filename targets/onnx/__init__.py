@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 
 from qcompile.errors import BadInput, ToolchainMissing
-from qcompile.ir import Conv, Graph, MatMul, Mul, Node
+from qcompile.ir import BatchMatMul, Conv, Graph, MatMul, Mul, Node
 from qcompile.target import (
     ANYWHERE,
     Codes,
@@ -123,6 +123,8 @@ def _macs(node: Node) -> int:
     match node.op:
         case Conv() | MatMul():
             return size * prod(node.inputs[1].type.shape[1:])
+        case BatchMatMul():
+            return size * node.inputs[0].type.shape[-1]
         case Mul():
             return size
         case _:

@@ -93,7 +93,9 @@ def _layers(graph: Graph, names: Mapping[Value, str]) -> list[Layer]:
 
 
 def _macs(node: Node) -> int:
-    """Multiply-accumulates of a convolution or a dense layer; none of anything else."""
+    """Multiply-accumulates of a convolution, a dense layer or a product of activations; none of anything else."""
+    if isinstance(node.op, ops.BatchMatMul):
+        return node.output.type.size * node.inputs[0].type.shape[-1]
     if not isinstance(node.op, ops.Conv | ops.MatMul):
         return 0
     return node.output.type.size * math.prod(node.inputs[1].type.shape[1:])

@@ -50,6 +50,7 @@ from qcompile.ir import (
 from qcompile.ir.arith import Acc, AccOperand, Val, ValOperand, fit_rescale
 from qcompile.ir.proof import accumulator_bound, code_range, prove, prove_rescale
 from qcompile.onnx.integer import export
+from qcompile.targets.onnx.floats import certify
 from tests.onnxruntimes import Feeds, compare, haswell, oldest, save
 
 Ints = NDArray[np.signedinteger | np.unsignedinteger]
@@ -469,6 +470,13 @@ def test_every_operator_is_drawn() -> None:
 
     drawn = {type(n.op) for make in OPS for n in make(random.Random(0))[0].nodes}
     assert drawn == set(CLOSED)
+
+
+@pytest.mark.parametrize("make", OPS, ids=lambda f: f.__name__)
+def test_no_operator_gives_floats(make: Callable[[random.Random], Case], tmp_path: Path) -> None:
+    graph, _ = make(random.Random(1))
+    (tmp_path / "integer.onnx").write_bytes(export(graph).SerializeToString(deterministic=True))
+    assert certify(tmp_path / "integer.onnx").findings == []
 
 
 # --- the other onnxruntimes -------------------------------------------------------------------------------------

@@ -143,6 +143,27 @@ def test_bands_as_emitted_with_sanitizers(cases: Sequence[tuple[Graph, int]]) ->
         check([*banded, *(made.graph for made in splits(residual(), 4))], Path(folder))
 
 
+@pytest.mark.parametrize(
+    ("op", "splits"),
+    [
+        (ops.Take(1, (3, 2, 1, 0)), False),
+        (ops.Take(2, (2, 0)), True),
+        (ops.ArgExtreme(1, True, False), False),
+        (ops.ArgExtreme(3, True, False), True),
+    ],
+)
+def test_what_picks_rows_is_not_split(op: ops.Op, splits: bool) -> None:
+    graph = Graph("picks", free_batch=False)
+    x = graph.add_input(Port("x", 1.0, 0), TensorType(DType.I8, (1, 4, 3, 2)))
+    largest = graph.add(ops.MaxPool((3, 1), (1, 1), (1, 0, 1, 0), (1, 1)), x, name="largest")
+    y = graph.add(op, largest, name="y")
+    graph.add_output(Port("y", 1.0, 0), y)
+    made = bands.split(graph, y, 2)
+    assert (made is not None) == splits
+    if made is not None:
+        assert_equal_values(graph, made, 0)
+
+
 # ----------------------------------------------------------------------------------- a residual network
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from qcompile.ir import Conv, DType, Graph, MatMul, Port, TensorType, Value
+from qcompile.ir import Conv, DType, Graph, MatMul, Port, TensorType, Value, ops
 from qcompile.ir.arith import inverse_root
 from qcompile.targets.arm.kernels import DOTPROD as KERNELS
 from qcompile.targets.c.emit import fuse, lower
@@ -54,11 +54,33 @@ def wide(x_type: DType = DType.I8) -> Graph:
     return graph
 
 
+def picks() -> Graph:
+    """Take in every form: runs, pieces of one length, single elements, tables of every type; ArgExtreme of any axis."""
+    graph = Graph("picks", free_batch=False)
+    x = graph.add_input(Port("x", 1.0, 0), TensorType(DType.I8, (2, 6, 3, 2)))
+    long = graph.add_input(Port("long", 1.0, 0), TensorType(DType.I16, (1, 40000)))
+    swapped = tuple(i ^ 2 for i in range(512))
+    made: list[tuple[ops.Op, Value]] = [
+        (ops.Take(1, (3, 4, 5, 0, 1)), x),
+        (ops.Take(2, (2, 1)), x),
+        (ops.Take(3, (1,)), x),
+        (ops.Take(1, (4, 5, 2, 3, 0, 1, 4, 5, 0, 1)), x),
+        (ops.Take(1, (5, 4, 3, 2, 1, 0)), x),
+        (ops.Take(3, (0, 0, 1, 1, 0, 0, 1)), x),
+        (ops.Take(1, swapped), long),
+        (ops.Take(1, tuple(range(39999, 0, -4321))), long),
+        *((ops.ArgExtreme(axis, axis != 2, axis == 3), x) for axis in (1, 2, 3)),
+    ]
+    for i, (op, v) in enumerate(made):
+        graph.add_output(Port(f"y{i}", 1.0, 0), graph.add(op, v, name=f"y{i}"))
+    return graph
+
+
 @BATCHES
 @given(st.tuples(*(singles(o) for o in (*OPERATORS, "conv", "rescale", "conv", "rescale"))))
 def test_every_operator_with_sanitizers(graphs: Sequence[Graph]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        used = check([*graphs, wide(), wide(DType.I16)], Path(folder))
+        used = check([*graphs, wide(), wide(DType.I16), picks()], Path(folder))
     assert {kernel.name for kernel in PORTABLE} == set(used)
 
 

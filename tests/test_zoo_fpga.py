@@ -19,7 +19,7 @@ from tests.test_zoo import NETWORKS, load_data
 
 pytestmark = pytest.mark.zoo
 
-IMAGES = 32
+IMAGES = 8
 PUBLISHED_US = 27_300
 """RN07 by hls4ml on a Pynq-Z2 (MLPerf Tiny v0.7, open division): its XC7Z020 has 220 DSP blocks, 280 RAMB18."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import BadInput
 from qcompile.integerized import Integerized
-from qcompile.ir import Array, Lut, Port, Rescale, Softmax, Value
+from qcompile.ir import Array, Lut, Normalize, Port, Rescale, Softmax, Value
 from qcompile.plan import QuantPlan
 
 KEY = "qcompile.links"
@@ -135,7 +135,7 @@ def _slack(done: Integerized, value: Value) -> int:
         case Rescale():
             assert node is not None
             return bound(done, node).codes
-        case Lut() | Softmax():
+        case Lut() | Softmax() | Normalize():
             # rounded once, from a function that is known to far less than half a step
             return 1
         case _:

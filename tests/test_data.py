@@ -377,7 +377,9 @@ def test_a_description_normalises_and_moves_axes(described: Path) -> None:
     assert len(first.labels) == 2
     rows = drain(first, "image").transpose(0, 2, 3, 1)
     for label, row in zip(first.labels.tolist(), rows, strict=True):
-        np.testing.assert_array_equal(row, ((PIXELS[label] - 3.0) * 0.25 - [0.5, 1, 1.5]) / [1, 2, 4])
+        np.testing.assert_array_equal(
+            row, ((PIXELS[label] - 3.0) * 0.25 - [0.5, 1, 1.5]) / [1, 2, 4]
+        )
 
 
 def test_the_layout_of_the_model_is_told_by_its_shape(described: Path) -> None:

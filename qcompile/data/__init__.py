@@ -52,17 +52,17 @@ def open_data(
     if not inputs or any(not spec.shape for spec in inputs):
         raise BadInput("every input of the model needs a batch axis, and there must be an input")
     match source:
-        case None | "random":
-            dataset = made_up(source is None, inputs, samples or MADE_UP_SAMPLES, seed)
-        case str() | os.PathLike():
-            dataset = open_files(Path(source), inputs, samples, seed, warn)
-        case Mapping():
-            dataset = Dataset(inputs, lambda: iter([source]), "iterable", limit=samples, warn=warn)
         case _ if is_array(source):
             if len(inputs) > 1:
                 raise BadInput(
                     "the model has several inputs: give samples as dicts of arrays by name"
                 )
+            dataset = Dataset(inputs, lambda: iter([source]), "iterable", limit=samples, warn=warn)
+        case None | "random":
+            dataset = made_up(source is None, inputs, samples or MADE_UP_SAMPLES, seed)
+        case str() | os.PathLike():
+            dataset = open_files(Path(source), inputs, samples, seed, warn)
+        case Mapping():
             dataset = Dataset(inputs, lambda: iter([source]), "iterable", limit=samples, warn=warn)
         case Reader() if callable(rewind := getattr(source, "rewind", None)):
 

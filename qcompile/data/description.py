@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def read_description(path: Path, names: Sequence[str]) -> Description:
     """The description in a TOML file, checked against the names of the model's inputs."""
     where = repr(str(path))
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise BadInput(f"{where} does not exist or is not a file")
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def open_files(
     warn: Callable[[str], None],
 ) -> Dataset:
     """The samples of a file, a folder, a list or a description; where fewer are asked for, they are drawn."""
-    described = path.suffix == ".toml" and not path.is_dir()
+    described = path.suffix == ".toml" and not os.path.isdir(path)
     description = (
         read_description(path, [spec.name for spec in inputs])
         if described

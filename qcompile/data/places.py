@@ -66,7 +66,7 @@ class Place:
 def find(source: Path, description: Description, names: Sequence[str], position: int) -> Place:
     """The files of the input at a position among those that the source feeds."""
     many = False
-    if source.is_dir():
+    if os.path.isdir(source):
         paths = _folder(source)
         if not paths:
             raise BadInput(f"the folder {str(source)!r} holds no {', '.join(_SUFFIXES)} file")
@@ -81,7 +81,7 @@ def find(source: Path, description: Description, names: Sequence[str], position:
     if len(kinds) > 1:
         raise BadInput(f"{str(source)!r} holds {' and '.join(kinds)}: give one kind at a time")
     for path in paths:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise BadInput(f"{str(path)!r} does not exist or is not a file")
     kind = _kind(paths[0])
     return Place(source, kind, tuple(paths), many or kind is Kind.ARRAYS)
@@ -181,7 +181,7 @@ def _listed(
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a text file, empty ones and comments left out."""
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise BadInput(f"{str(path)!r} does not exist or is not a file")
         if path.stat().st_size > LIST_BYTES:
             raise BadInput(f"{str(path)!r} has more than {LIST_BYTES} bytes, which no list has")

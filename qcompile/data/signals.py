@@ -22,6 +22,8 @@ from qcompile.errors import BadInput
 
 TABLE_BYTES = 1 << 28
 """Tables are read in one piece, and all together may be this large."""
+HEADER_BYTES = 44
+"""The least a WAV file has before its samples."""
 WAV_KEYS = ("channels", "rate", "window", "hop", "pad")
 TABLE_KEYS = ("columns", "window", "hop", "pad")
 
@@ -165,7 +167,7 @@ def wav_file(path: Path, reading: Reading) -> WavFile:
         )  # fmt: skip
     if not 1 <= width <= 4 or not found:
         raise BadInput(f"{str(path)!r} has samples of {width} bytes; 1 to 4 are read")
-    if length * found * width > path.stat().st_size:
+    if length * found * width > path.stat().st_size - HEADER_BYTES:
         raise BadInput(f"{str(path)!r} is truncated: its header promises {length} steps")
     if reading.rate not in (None, rate):
         raise BadInput(

@@ -142,7 +142,11 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic
     # Later versions exist for headers above 64 KiB, which no array of plain numbers has.
     if (version := np.lib.format.read_magic(file)) != (1, 0):
         raise ValueError(f"arrays of plain numbers have format version (1, 0), not {version}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as e:
+        # numpy reads a header as Python source, and what is wrong with one is whatever its parsers raise
+        raise ValueError(f"its header is damaged: {e}") from e
     if any(n < 0 for n in shape):
         raise ValueError("its shape is negative")
     return tuple(int(n) for n in shape), bool(fortran), dtype
@@ -167,6 +171,7 @@ def _reading(what: str) -> Iterator[None]:
         KeyError,
         NotImplementedError,
         OSError,
+        OverflowError,
         RuntimeError,
         ValueError,
         zipfile.BadZipFile,

@@ -482,3 +482,49 @@ def test_audio_that_is_damaged_or_not_pcm(tmp_path: Path) -> None:
         (tmp_path / f"{name}.wav").write_bytes(content)
         with pytest.raises(BadInput, match=f"{name}.wav"):
             drain(open_data(tmp_path / f"{name}.wav", [spec]))
+
+
+# damage
+
+
+def whole_files(folder: Path) -> dict[str, bytes]:
+    write_wav(folder / "x.wav", np.arange(-20, 20).reshape(-1, 1), 2)
+    np.save(folder / "x.npy", noise(9, 3))
+    np.savez_compressed(folder / "x.npz", x=noise(9, 3))
+    (folder / "x.csv").write_text("a,b,c\n1,2,3\n-4e3,5.5,6\n")
+    (folder / "list.txt").write_text("x.npy\nx:=./x.npy\n")
+    (folder / "input_0.pb").write_bytes(numpy_helper.from_array(noise(2, 3)).SerializeToString())
+    described(
+        folder,
+        'file = "x.npy"\nindex = "i.txt"\n[inputs.x]\nscale = 0.5\nmean = [1, 2, 3]\nstd = 2\n',
+    )
+    (folder / "i.txt").write_text("3\n1\n")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(data=st.data())
+def test_damage_anywhere_is_an_error_in_a_sentence_or_no_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damage"
+    if not folder.exists():
+        folder.mkdir()
+        WHOLE.update(whole_files(folder))
+    name = data.draw(st.sampled_from(sorted(WHOLE)))
+    content = bytearray(WHOLE[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    del content[data.draw(st.integers(len(content) // 2, 2 * len(content))) :]
+    (folder / name).write_bytes(bytes(content))
+    try:
+        path = folder / ("data.toml" if name == "i.txt" else name)
+        got = drain(open_data(path, [X]))
+    except BadInput:
+        return
+    finally:
+        (folder / name).write_bytes(WHOLE[name])
+    assert got.shape[1:] == (3,)
+
+
+WHOLE: dict[str, bytes] = {}

@@ -13,8 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from PIL import Image, ImageDraw
 
+import qcompile
+from qcompile import verbs
 from qcompile.data import Dataset, InputSpec, open_data
 from qcompile.errors import BadInput
 
@@ -299,3 +302,39 @@ def test_damage_anywhere_is_an_error_in_a_sentence_or_no_error(
     except BadInput:
         return
     assert got.shape == (1, 3, 6, 8)
+
+
+def test_a_network_is_calibrated_scored_and_reproduced_from_folders_of_images(
+    models: Path, tmp_path: Path
+) -> None:
+    for part, rows in (("calib", 40), ("eval", 100)):
+        with np.load(models / "digits-dscnn" / f"{part}.npz") as arrays:
+            # sixteenths become multiples of 15
+            pixels = (arrays["image"][:rows, 0] * 240).astype(np.uint8)
+            labels = arrays["y"][:rows] if part == "eval" else np.zeros(rows, int)
+        for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+            save(tmp_path / part / str(label) / f"{i:03}.png", image)
+        (tmp_path / f"{part}.toml").write_text(
+            f'file = "{part}"\nlabels = "folders"\nmetric = "top1"\n[inputs.image]\nscale = {1 / 240!r}'
+        )
+    model = models / "digits-dscnn" / "model.onnx"
+    made = qcompile.compile(
+        model, "x86", tmp_path / "calib.toml", "fast", tmp_path / "out", samples=36
+    )
+    data = made.manifest["data"]
+    assert isinstance(data, dict)
+    assert (data["origin"], data["samples"], data["read"]["available"]) == ("files", 36, 40)
+    assert data["read"]["inputs"]["image"] == {
+        "kind": "images", "files": 40, "layout": "nhwc", "scale": 1 / 240,
+    }  # fmt: skip
+    assert made.report["data"] == data
+    assert made.report["warnings"] == []
+    (row,) = verbs.evaluate(made.folder, tmp_path / "eval.toml")["outputs"]  # type: ignore[misc]
+    ran = InferenceSession(model, providers=["CPUExecutionProvider"])
+    with np.load(models / "digits-dscnn" / "eval.npz") as arrays:
+        (logits,) = ran.run(None, {"image": arrays["image"][:100]})
+        right = float((logits.argmax(1) == arrays["y"][:100]).mean())
+    assert (row["samples"], row["metric"], row["float"]) == (100, "top1", pytest.approx(right))
+    assert row["agreement"] > 0.9
+    again = verbs.reproduce(made.folder / "manifest.json", calibration=tmp_path / "calib.toml")
+    assert again.identical

@@ -47,7 +47,7 @@ Calib = Annotated[
 Samples = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Use so many samples, drawn with the seed.")
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything that is drawn.")]
 Dims = Annotated[
     list[str] | None,
     typer.Option("--input-dim", metavar="NAME=N", help="Fix a free dimension. Repeatable."),

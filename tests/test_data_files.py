@@ -83,7 +83,8 @@ def test_onnx_test_data_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert data.count == 12
     one = open_data(tmp_path / "test_data_set_10", [X, Z])
     np.testing.assert_array_equal(drain(one), x[10:11])
-    assert data.about["inputs"] == {n: {"kind": "ONNX tensors", "files": 12} for n in ("x", "z")}
+    about = {"file": tmp_path.name, "kind": "ONNX tensors", "files": 12}
+    assert data.about["inputs"] == {"x": about, "z": about}
     with pytest.raises(BadInput, match="inputs 0, 1, and the model has 1: 'x'"):
         open_data(tmp_path, [X])
     (tmp_path / "test_data_set_3" / "input_0.pb").unlink()
@@ -346,6 +347,16 @@ def test_tables_that_are_wrong(tmp_path: Path, content: bytes, words: str) -> No
         drain(open_data(path, [X]))
 
 
+def test_columns_without_a_header_are_named_by_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("1,2,0,3\n4,5,7,6\n")
+    data = open_data(described(tmp_path, 'file = "t.csv"\nlabels = "2"'), [X])
+    np.testing.assert_array_equal(drain(data), [[1, 2, 3], [4, 5, 6]])
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 7]
+    with pytest.raises(BadInput, match="no column '4'; it has '0', '1', '2', '3'"):
+        open_data(described(tmp_path, 'file = "t.csv"\nindex = "4"\nlabels = "2"'), [X])
+
+
 def test_rows_of_a_table_may_be_steps_in_time(tmp_path: Path) -> None:
     steps = np.arange(30).reshape(10, 3)
     np.savetxt(tmp_path / "t.csv", steps, "%d", ",")
@@ -431,7 +442,15 @@ def test_a_folder_of_audio_feeds_a_model_of_that_length(tmp_path: Path) -> None:
         assert got.shape == (2, *shape[1:])
         np.testing.assert_array_equal(got.reshape(2, 20), codes[:40].reshape(2, 20) / 32768)
     assert data.about["inputs"] == {
-        "x": {"kind": "audio", "files": 1, "window": 20, "hop": 20, "layout": "nwc", "rate": 16000}
+        "x": {
+            "file": tmp_path.name,
+            "kind": "audio",
+            "files": 1,
+            "window": 20,
+            "hop": 20,
+            "layout": "nwc",
+            "rate": 16000,
+        }
     }
     read = wavfile.read(tmp_path / "a.wav")[1]
     np.testing.assert_array_equal(got.ravel(), read[:40] / np.float32(32768))

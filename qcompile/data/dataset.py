@@ -111,7 +111,7 @@ class Dataset:
         if not done:
             raise BadInput("the data set is empty: give at least one sample")
         self.count = done
-        if survey is not None and not self._surveyed:
+        if survey is not None:
             self._surveyed = True
             scaled = self.about.get("inputs", {})
             assert isinstance(scaled, Mapping)

@@ -35,7 +35,8 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 class Description:
     """A data set in words: what feeds each input, the labels and how they are scored.
 
-    Paths in lists are relative to `root`, or to the list where None; none leads out of `bounds`.
+    Not `written` is one that a path alone stands for. Paths in lists are relative to `root`, or to the list where None;
+    none leads out of `bounds`.
     """
 
     file: Path | None
@@ -45,6 +46,7 @@ class Description:
     labels: str | None = None
     index: str | None = None
     metric: str | None = None
+    written: bool = False
 
     def contained(self, where: str, folder: Path, name: str) -> Path:
         """The path that a name in a folder means; BadInput where it leads out of bounds."""
@@ -97,6 +99,7 @@ def read_description(path: Path, names: Sequence[str]) -> Description:
         table.text("labels"),
         table.text("index"),
         table.text("metric"),
+        written=True,
     )
 
 

@@ -59,7 +59,11 @@ class _Part:
 
     def about(self) -> dict[str, object]:
         """What was read and how, for the manifest."""
-        said: dict[str, object] = {"kind": self.place.kind.value, "files": len(self.place.paths)}
+        said: dict[str, object] = {
+            "file": self.place.source.name,
+            "kind": self.place.kind.value,
+            "files": len(self.place.paths),
+        }
         if isinstance(self.rows, signals.WindowRows):
             said |= {"window": self.rows.window, "hop": self.rows.hop}
         if self.reading.resize is not None:
@@ -75,13 +79,12 @@ def open_files(
     warn: Callable[[str], None],
 ) -> Dataset:
     """The samples of a file, a folder, a list or a description; where fewer are asked for, they are drawn."""
-    described = path.suffix == ".toml" and not os.path.isdir(path)
     description = (
         read_description(path, [spec.name for spec in inputs])
-        if described
+        if path.suffix == ".toml" and not os.path.isdir(path)
         else Description(path, path.resolve().parent if path.suffix == ".txt" else None)
     )
-    parts = [_part(description, spec, inputs, described) for spec in inputs]
+    parts = [_part(description, spec, inputs) for spec in inputs]
     first = parts[0]
     for part in parts[1:]:
         alike = part.place.source == first.place.source
@@ -129,9 +132,7 @@ def open_files(
     )
 
 
-def _part(
-    description: Description, spec: InputSpec, inputs: Sequence[InputSpec], described: bool
-) -> _Part:
+def _part(description: Description, spec: InputSpec, inputs: Sequence[InputSpec]) -> _Part:
     reading = description.inputs.get(spec.name, Reading())
     source = reading.file or description.file
     assert source is not None
@@ -143,47 +144,45 @@ def _part(
             f"the model has several inputs and {place} holds {place.kind.value} for one: give each a file of its "
             "own in a .toml description, or a list of lines with NAME:=PATH"
         )
-    paths, kind = place.paths, place.kind
-    where = f"[inputs.{spec.name}]"
-    reading.only(where, kind.value, _KEYS[kind])
-    rows: Rows
-    match kind:
+    reading.only(f"[inputs.{spec.name}]", place.kind.value, _KEYS[place.kind])
+    rows, reading = _rows(place, description, spec, reading, len(names) == 1)
+    part = _Part(spec, place, rows, reading)
+    part.check()
+    return part
+
+
+def _rows(
+    place: Place, description: Description, spec: InputSpec, reading: Reading, alone: bool
+) -> tuple[Rows, Reading]:
+    """The samples in files, and how they are read now that the files have been looked at."""
+    paths = place.paths
+    match place.kind:
         case Kind.ARRAYS:
-            arrays = [_array(p, spec, reading, len(names) == 1) for p in paths]
-            rows = _joined(arrays, paths)
+            return _joined([_array(p, spec, reading, alone) for p in paths], paths), reading
         case Kind.TENSORS:
-            rows = _joined([TensorRows(p, len(spec.shape)) for p in paths], paths)
+            return _joined([TensorRows(p, len(spec.shape)) for p in paths], paths), reading
         case Kind.RAW:
-            shape = reading.shape or _sizes(spec, where)
-            rows = _joined([raw_rows(p, reading.dtype or "float32", shape) for p in paths], paths)
+            shape, dtype = reading.shape or _sizes(spec), reading.dtype or "float32"
+            return _joined([raw_rows(p, dtype, shape) for p in paths], paths), reading
         case Kind.IMAGES:
-            if not described and np.dtype(spec.dtype).kind == "f":
+            if not description.written and np.dtype(spec.dtype).kind == "f":
                 raise BadInput(
                     f"{place} holds images, and how they become {spec} has to be stated: write a .toml description "
                     "beside it with file, and under [inputs.NAME] resize, crop, scale, mean and std"
                 )
-            rows, reading = images.image_rows(paths, reading), replace(reading, layout="nhwc")
+            return images.image_rows(paths, reading), replace(reading, layout="nhwc")
         case Kind.AUDIO:
-            files = [signals.wav_file(p, reading) for p in paths]
-            if (rate := next((f for f in files if f.rate != files[0].rate), None)) is not None:
-                raise BadInput(
-                    f"{str(rate.path)!r} has {rate.rate} samples a second and {str(paths[0])!r} "
-                    f"{files[0].rate}: resample them"
-                )
+            files = signals.wav_files(paths, reading)
             rows = signals.window_rows(files, reading, spec.shape, "channels")
-            reading = replace(reading, layout="nwc", rate=files[0].rate)
+            return rows, replace(reading, layout="nwc", rate=files[0].rate)
         case Kind.TABLES:
             signals.check_sizes(paths)
             without = [n for n in (description.labels, description.index) if n is not None]
             tables = [signals.table_file(p, reading.columns, without) for p in paths]
             if reading.window is None:
-                rows = signals.table_rows(tables, reading)
-            else:
-                rows = signals.window_rows(tables, reading, spec.shape, "columns")
-                reading = replace(reading, layout="nwc")
-    part = _Part(spec, place, rows, reading)
-    part.check()
-    return part
+                return signals.table_rows(tables, reading), reading
+            rows = signals.window_rows(tables, reading, spec.shape, "columns")
+            return rows, replace(reading, layout="nwc")
 
 
 _KEYS: Mapping[Kind, tuple[str, ...]] = {
@@ -200,10 +199,10 @@ def _joined(parts: Sequence[Rows], paths: Sequence[Path]) -> Rows:
     return parts[0] if len(parts) == 1 else JoinedRows(parts, paths)
 
 
-def _sizes(spec: InputSpec, where: str) -> tuple[int, ...]:
+def _sizes(spec: InputSpec) -> tuple[int, ...]:
     sizes = tuple(n for n in spec.shape[1:] if isinstance(n, int))
     if len(sizes) < len(spec.shape) - 1:
-        raise BadInput(f"input {spec} has open sizes: state shape under {where}")
+        raise BadInput(f"input {spec} has open sizes: state shape under [inputs.{spec.name}]")
     return sizes
 
 

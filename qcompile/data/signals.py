@@ -157,10 +157,21 @@ class WavFile:
         return (values.mean(1, keepdims=True) if self.mono else values).astype(np.float32)
 
 
-def wav_file(path: Path, reading: Reading) -> WavFile:
-    """A WAV file whose header has been read and is true."""
+def wav_files(paths: Sequence[Path], reading: Reading) -> list[WavFile]:
+    """WAV files of one rate, whose headers have been read and are true."""
     if reading.channels not in (None, "mono"):
         raise BadInput('channels of audio are "mono", or left out: all there are')
+    files = [_wav_file(path, reading) for path in paths]
+    for file in files:
+        if file.rate != files[0].rate:
+            raise BadInput(
+                f"{str(file.path)!r} has {file.rate} samples a second and {str(paths[0])!r} "
+                f"{files[0].rate}: resample them"
+            )
+    return files
+
+
+def _wav_file(path: Path, reading: Reading) -> WavFile:
     with _wav(path) as file:
         length, found, width, rate = (
             file.getnframes(), file.getnchannels(), file.getsampwidth(), file.getframerate()
@@ -190,10 +201,9 @@ def _wav(path: Path) -> Iterator[wave.Wave_read]:
 
 @dataclass(frozen=True)
 class TableFile:
-    """The numbers of a CSV file, read in one piece; its header, where it has one, names them."""
+    """The numbers in some columns of a table, read in one piece."""
 
     path: Path
-    names: tuple[str, ...]
     values: NDArray[np.float64]
 
     @property
@@ -272,12 +282,12 @@ def table_file(
             if first is None:
                 raise BadInput(f"{where} is empty")
             headed = not all(map(_is_number, first))
-            names = tuple(name.strip() for name in first) if headed else ()
+            names = tuple(t.strip() if headed else str(i) for i, t in enumerate(first))
             used = [
-                _column(where, c, names, len(first))
+                _column(where, c, names)
                 for c in (range(len(first)) if columns is None else columns)
             ]
-            used = [c for c in used if not (names and names[c] in without)]
+            used = [c for c in used if names[c] not in without]
             if not used:
                 raise BadInput(f"{where} has no column left to read")
             skipped = reader.line_num if headed else 0
@@ -289,18 +299,18 @@ def table_file(
                 )  # fmt: skip
     except (OSError, UnicodeDecodeError, csv.Error, ValueError, UserWarning) as e:
         raise BadInput(f"{where} cannot be read as a table: {e}") from e
-    return TableFile(path, tuple(names[c] for c in used) if names else (), values)
+    return TableFile(path, values)
 
 
-def _column(where: str, column: str | int, names: Sequence[str], count: int) -> int:
-    if isinstance(column, int) and column < count:
+def _column(where: str, column: str | int, names: Sequence[str]) -> int:
+    if isinstance(column, int) and column < len(names):
         return column
     if names.count(str(column)) > 1:
         raise BadInput(f"{where} has several columns {column!r}: give their numbers, from 0")
     if isinstance(column, int) or column not in names:
-        have = f"columns {', '.join(map(repr, names))}" if names else f"{count} columns, nameless"
         raise BadInput(
-            f"{where} has no column {column!r}{did_you_mean(str(column), names)}; it has {have}"
+            f"{where} has no column {column!r}{did_you_mean(str(column), names)}; "
+            f"it has {', '.join(map(repr, names))}"
         )
     return names.index(column)
 

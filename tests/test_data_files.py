@@ -188,6 +188,13 @@ def test_lists_lead_nowhere_else_unless_that_is_stated(tmp_path: Path) -> None:
                 BadInput, match=r"lies outside the folder.*state another folder with"
             ):
                 open_data(path, [X])
+    np.save(tmp_path / "secret.npy", noise(1, 3))
+    (inside / "folder").mkdir()
+    (inside / "folder" / "link.npy").symlink_to(tmp_path / "secret.npy")
+    with pytest.raises(BadInput, match=r"'link.npy' lies outside the folder"):
+        open_data(described(inside, 'file = "folder"'), [X])
+    # whoever names a folder by itself means what is in it
+    assert open_data(inside / "folder", [X]).count == 1
     stated = described(inside, f'root = "{tmp_path}"\nfile = "inside/list.txt"')
     (inside / "list.txt").write_text("inside/link.raw\nsecret.raw\n")
     np.testing.assert_array_equal(drain(open_data(stated, [X])), np.repeat(noise(1, 3), 2, 0))
@@ -322,11 +329,11 @@ def test_columns_are_chosen_by_name_or_number_and_labels_left_out(tmp_path: Path
     [
         (b"", "empty"),
         (b"\n\n\n", "empty"),
-        (b"a,b,c\n", "cannot be read as a table"),
+        (b"a,b,c\n", "no row of numbers below a, b, c"),
         (b"1,2,3\n4,5\n", "cannot be read as a table"),
         (b"1,2,3\n4,five,6\n", "five"),
         (b"1,2,3\n4,,6\n", "row 1, column 2"),
-        (b"1;2;3\n", "cannot be read as a table"),
+        (b"1;2;3\n", "below 1;2;3; columns are separated by commas"),
         (b"1,2,3\n4,nan,6\n", "sample 1 holds nan"),
         (b"1,2,3\n4,1e39,6\n", "sample 1 holds inf"),
         (b"\xff\xfe1,2,3\n", "cannot be read as a table"),

@@ -68,6 +68,9 @@ def find(source: Path, description: Description, names: Sequence[str], position:
     many = False
     if os.path.isdir(source):
         paths = _folder(source)
+        for path in paths:
+            if path.is_symlink():
+                description.contained(repr(str(source)), path.parent, path.name)
         if not paths:
             raise BadInput(f"the folder {str(source)!r} holds no {', '.join(_SUFFIXES)} file")
         if all(p.suffix == ".pb" for p in paths):
@@ -106,7 +109,7 @@ def _kind(path: Path) -> Kind:
 
 
 def _folder(folder: Path) -> list[Path]:
-    """The data files of a folder and the folders in it, by name, parent by parent; hidden ones are left out."""
+    """The data files of a folder and the folders in it, by name; what is hidden and linked folders are left out."""
     found: list[tuple[tuple[str, ...], Path]] = []
     try:
         for at, inside, files in os.walk(folder, onerror=_raise):

@@ -297,7 +297,12 @@ def table_file(
                 values = np.loadtxt(
                     file, np.float64, None, delimiter, skiprows=skipped, usecols=used, ndmin=2, quotechar='"'
                 )  # fmt: skip
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError, UserWarning) as e:
+    except UserWarning as e:
+        raise BadInput(
+            f"{where} has no row of numbers below {', '.join(names)}; columns are separated by "
+            f"{'tabs' if delimiter != ',' else 'commas'}"
+        ) from e
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as e:
         raise BadInput(f"{where} cannot be read as a table: {e}") from e
     return TableFile(path, values)
 

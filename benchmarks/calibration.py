@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,12 +138,18 @@ class Images:
             rng.standard_normal((1, 3, 224, 224), np.float32) for _ in range(DISTINCT_IMAGES)
         ]
         self._samples = samples
+        self._next = 0
 
-    def __iter__(self) -> Iterator[dict[str, NDArray[np.float32]]]:
-        for i in range(self._samples):
-            if i == 2:
-                Path("/proc/self/clear_refs").write_text("5")
-            yield {"image": self._images[i % DISTINCT_IMAGES]}
+    def rewind(self) -> None:
+        """Begin again."""
+        self._next = 0
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        """The next image, None at the end."""
+        i, self._next = self._next, self._next + 1
+        if i == 2:
+            Path("/proc/self/clear_refs").write_text("5")
+        return {"image": self._images[i % DISTINCT_IMAGES]} if i < self._samples else None
 
 
 def peak_mib() -> float:

@@ -39,14 +39,15 @@ Calib = Annotated[
     str | None,
     typer.Option(
         metavar="PATH|random",
-        help="Calibration data: .npz, .npy, a folder of them or a .toml description. "
+        help="Calibration data: .npz, .npy, .csv, .wav, .raw, a folder or .txt list of these, ONNX test data, or a "
+        ".toml description, which images need. "
         "Without it samples are made up, and every report says so.",
     ),
 ]
 Samples = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Use at most this many samples.")
+    int | None, typer.Option(min=1, metavar="N", help="Use so many samples, drawn with the seed.")
 ]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything that is drawn.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything that is drawn.")]
 Dims = Annotated[
     list[str] | None,
     typer.Option("--input-dim", metavar="NAME=N", help="Fix a free dimension. Repeatable."),
@@ -553,7 +554,6 @@ def verify(
             seed=seed,
             trace=trace,
             sanitize=sanitize,
-            warn=terminal.warn,
         )
         terminal.result(asdict(found) | {"origin": origin}, tables.verified(found, origin))
         if not found.ok:

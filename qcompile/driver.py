@@ -341,6 +341,7 @@ def _stages(job: Job) -> tuple[list[Step], list[Step], list[Step]]:
 def specs(model: onnx_ir.Model) -> list[InputSpec]:
     """What the model takes, for reading data."""
     from qcompile.data import InputSpec
+    from qcompile.onnx.gain import gain
 
     return [
         InputSpec(
@@ -350,6 +351,7 @@ def specs(model: onnx_ir.Model) -> list[InputSpec]:
                 for d in (v.shape.dims if v.shape is not None else ())
             ),
             np.dtype(np.float32) if v.dtype is None else v.dtype.numpy(),
+            gain(v),
         )
         for v in model.graph.inputs
     ]
@@ -362,12 +364,6 @@ def open_samples(
     from qcompile.data import open_data
 
     o = job.options
-    if isinstance(calibration, np.ndarray):
-        if len(side.model.graph.inputs) > 1:
-            raise BadInput(
-                "the model has several inputs: give calibration samples as dicts of arrays by name"
-            )
-        calibration = {str(side.model.graph.inputs[0].name): calibration}
     data = open_data(
         calibration, specs(side.model), samples=o.samples, seed=o.seed, warn=context.warn
     )

@@ -26,13 +26,14 @@ WHOLE_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ArrayFile:
-    """One array of a file; only its header has been read."""
+    """One array of a file; only its header, where it has one, has been read."""
 
     path: Path
     member: str | None
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
-    fortran: bool
+    fortran: bool = False
+    header: bool = True
 
     @property
     def nbytes(self) -> int:
@@ -44,22 +45,35 @@ class ArrayFile:
         if self.nbytes > WHOLE_BYTES:
             raise BadInput(f"{self} is too large to be read in one piece ({self.nbytes} bytes)")
         with _reading(str(self)), _opened(self.path, self.member) as file:
-            _header(file)
+            self._begin(file)
             flat = self._take(file, math.prod(self.shape))
         return flat.reshape(self.shape[::-1]).T if self.fortran else flat.reshape(self.shape)
 
-    def blocks(self, rows: int) -> Iterator[NDArray[np.generic]]:
-        """The array in pieces of at most `rows` rows of its leading axis."""
+    def blocks(self, chosen: NDArray[np.int64], step: int) -> Iterator[NDArray[np.generic]]:
+        """The rows of these ascending numbers, `step` at a time; what lies between them is skipped."""
+        groups = (chosen[start : start + step] for start in range(0, len(chosen), step))
         if self.fortran and len(self.shape) > 1:
             array = self.whole()
-            for start in range(0, len(array), rows):
-                yield np.ascontiguousarray(array[start : start + rows])
+            yield from (np.ascontiguousarray(array[group]) for group in groups)
             return
+        row = math.prod(self.shape[1:])
         with _reading(str(self)), _opened(self.path, self.member) as file:
+            origin, at = self._begin(file), 0
+            for group in groups:
+                pieces = []
+                for run in np.split(group, np.flatnonzero(np.diff(group) != 1) + 1):
+                    if run[0] != at:
+                        file.seek(origin + int(run[0]) * row * self.dtype.itemsize)
+                    pieces.append(self._take(file, len(run) * row))
+                    at = int(run[-1]) + 1
+                flat = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+                yield flat.reshape(len(group), *self.shape[1:])
+
+    def _begin(self, file: IO[bytes]) -> int:
+        """Where the first row lies."""
+        if self.header:
             _header(file)
-            for start in range(0, self.shape[0], rows):
-                shape = (min(rows, self.shape[0] - start), *self.shape[1:])
-                yield self._take(file, math.prod(shape)).reshape(shape)
+        return file.tell()
 
     def _take(self, file: IO[bytes], count: int) -> NDArray[np.generic]:
         wanted = count * self.dtype.itemsize
@@ -83,7 +97,10 @@ def open_arrays(path: Path) -> dict[str, ArrayFile]:
     with _reading(repr(str(path))):
         if path.suffix == ".npy":
             with path.open("rb") as file:
-                return {"": _describe(path, None, file)}
+                array = _describe(path, None, file)
+            if array.nbytes > path.stat().st_size:
+                raise BadInput(f"{array} is truncated: its header promises {array.nbytes} bytes")
+            return {"": array}
         arrays = {}
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -125,7 +142,11 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic
     # Later versions exist for headers above 64 KiB, which no array of plain numbers has.
     if (version := np.lib.format.read_magic(file)) != (1, 0):
         raise ValueError(f"arrays of plain numbers have format version (1, 0), not {version}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as e:
+        # numpy reads a header as Python source, and what is wrong with one is whatever its parsers raise
+        raise ValueError(f"its header is damaged: {e}") from e
     if any(n < 0 for n in shape):
         raise ValueError("its shape is negative")
     return tuple(int(n) for n in shape), bool(fortran), dtype
@@ -150,6 +171,7 @@ def _reading(what: str) -> Iterator[None]:
         KeyError,
         NotImplementedError,
         OSError,
+        OverflowError,
         RuntimeError,
         ValueError,
         zipfile.BadZipFile,

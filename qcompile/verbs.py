@@ -279,7 +279,6 @@ def verify(
     seed: int = 0,
     trace: int = 2,
     sanitize: bool = False,
-    warn: Log = silent,
 ) -> tuple[Verification, str]:
     """Compare a compiled program with its integer graph, on data in the model's layout; also the data's origin."""
     artifact = load(compiled)
@@ -289,7 +288,7 @@ def verify(
         shape = value.type.shape[1:]
         shape = (shape[-1], *shape[:-1]) if nhwc and len(shape) > 1 else shape
         specs.append(InputSpec(port.name, (None, *shape), np.dtype(np.float32)))
-    opened = open_data(data, specs, samples=samples, seed=seed, warn=warn)
+    opened = open_data(data, specs, samples=samples, seed=seed)
     cut = (border.whole(artifact.graph, b) for b in opened)
     batches = (
         border.to_channels_last(b) if nhwc else b for b in cut if all(len(x) for x in b.values())

@@ -49,7 +49,7 @@ def test_npz_comes_in_bounded_batches_as_often_as_asked(tmp_path: Path, save: ob
     np.testing.assert_array_equal(data.rows(10_000)["x"], x)
     limited = open_data(tmp_path / "d.npz", [X], samples=300)
     assert limited.count == 300
-    np.testing.assert_array_equal(drain(limited), x[:300])
+    assert [len(b["x"]) for b in limited] == [BATCH_ROWS, 300 - BATCH_ROWS]
 
 
 def test_batches_stay_small_when_rows_are_large(tmp_path: Path) -> None:
@@ -241,10 +241,12 @@ def test_constant_inputs_are_warned_about_once_seen() -> None:
     data = open_data([{"x": np.ones((2, 3))}, {"x": np.ones((2, 3))}], [X], warn=said.append)
     assert said == []
     drain(data)
-    assert said == ["input 'x' is 1 in every sample: ranges found say little"]
+    assert said[0] == "input 'x' is 1 in every sample: ranges found say little"
+    drain(data)
+    assert len([s for s in said if "every sample" in s]) == 1
     varied: list[str] = []
     drain(open_data([{"x": np.ones((1, 3))}, {"x": np.zeros((1, 3))}], [X], warn=varied.append))
-    assert varied == []
+    assert not any("every sample" in s for s in varied)
 
 
 class Bomb:
@@ -302,8 +304,8 @@ def test_damaged_files(tmp_path: Path) -> None:
             drain(open_data(tmp_path / name, [X]))
     with pytest.raises(BadInput, match="does not exist"):
         open_data(tmp_path / "absent.npz", [X])
-    with pytest.raises(BadInput, match=r"not \.csv"):
-        open_data(tmp_path / "x.csv", [X])
+    with pytest.raises(BadInput, match=r"not \.xyz"):
+        open_data(tmp_path / "x.xyz", [X])
 
 
 def test_a_decompression_bomb_is_refused_before_it_unpacks(
@@ -372,7 +374,12 @@ def test_a_description_normalises_and_moves_axes(described: Path) -> None:
     assert (data.metric, data.count) == ("top1", 3)
     first = open_data(described, [IMAGE], samples=2)
     assert first.labels is not None
-    assert first.labels.tolist() == [1, 3]
+    assert len(first.labels) == 2
+    rows = drain(first, "image").transpose(0, 2, 3, 1)
+    for label, row in zip(first.labels.tolist(), rows, strict=True):
+        np.testing.assert_array_equal(
+            row, ((PIXELS[label] - 3.0) * 0.25 - [0.5, 1, 1.5]) / [1, 2, 4]
+        )
 
 
 def test_the_layout_of_the_model_is_told_by_its_shape(described: Path) -> None:
@@ -418,7 +425,14 @@ def test_integers_times_scale_are_what_dequantize_makes_of_them(tmp_path: Path) 
         ('file = "../d.npz"', "outside"),
         ('file = "/etc/d.npz"', "outside"),
         ('file = "link.npz"', "outside"),
-        ('file = "d.txt"', "neither"),
+        ('file = "d.xyz"', r"not \.xyz"),
+        ('root = "/etc"\nfile = "d.npz"', "does not exist"),
+        ('root = "."\nfile = "../d.npz"', "outside"),
+        ('file = "d.npz"\n[inputs.image]\nresize = 3', "resize is not for arrays"),
+        ('file = "d.npz"\n[inputs.image]\nscale = 1' + "0" * 400, "number"),
+        ("x = " + "[" * 5000, "cannot be read"),
+        ("x = " + "1" * 5000, "cannot be read"),
+        ("#" * (1 << 21), "no description"),
         ('file = "e.npz"', "does not exist"),
         ("file = ", "cannot be read"),
     ],

@@ -43,7 +43,8 @@ def sample() -> dict[str, Any]:
                     "layout": "model"}],
         "outputs": [{"name": "logits", "shape": [1, 10], "dtype": "int16", "scale": 0.00015725176490377635,
                      "zero_point": -8656, "layout": "model"}],
-        "data": {"origin": "files", "marked": False, "samples": 256, "digest": "cd" * 32},
+        "data": {"origin": "files", "marked": False, "samples": 256, "digest": "cd" * 32,
+                 "read": {"source": "calib.toml", "available": 300, "inputs": {"image": {"kind": "images"}}}},
         "warnings": ["input 'image' is 0 in every sample"],
         "findings": [{"kind": "amplifies", "layer": "stem", "tensor": "stem.w", "times": 57.5,
                       "sentence": "layer stem is out of proportion"}],
@@ -156,7 +157,7 @@ def analysis() -> dict[str, Any]:
 
 
 # Tables whose keys are names of the model or of passes: documented as a whole.
-OPEN_TABLES = {"stored", "recipe.options"}
+OPEN_TABLES = {"stored", "recipe.options", "data.read"}
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, list[str | int]]]:

@@ -351,6 +351,7 @@ def data(job: Job, samples: Dataset) -> Json:
         "marked": samples.marked and not planned,
         "samples": samples.count,
         "digest": None if planned else samples.digest,
+        "read": None if planned else samples.about,
     }
 
 

@@ -18,7 +18,7 @@ from qcompile import adoption, checks, folder, manifest, pipeline, recipe
 from qcompile import plan as plans
 from qcompile.artifact import REPORT_FILE, Artifact, load, write_graph
 from qcompile.choose import Choice, Part, choose, enough, output_sqnr
-from qcompile.errors import BadInput, QcompileError
+from qcompile.errors import BadInput, QcompileError, Unsupported
 from qcompile.formats import Int, parse_format
 from qcompile.integerized import Integerized
 from qcompile.ir import Array, DType, Graph
@@ -222,15 +222,21 @@ def open_model(
         pipeline.run([Decompose()], model, QuantPlan(), context)
         return model
 
-    model = opened(input_dims)
-    symbol = open_batch(model)
-    if symbol is None:
-        return model
+    try:
+        model = opened(input_dims)
+        symbol = open_batch(model)
+        if symbol is None:
+            return model
+    except Unsupported:
+        symbol = frontend.open_batch(source)
+        if symbol is None:
+            raise
+    single = opened({**input_dims, symbol: 1})
     context.warn(
         f"the model mixes the samples of a batch, whose size {symbol!r} is open: it is compiled for one sample; "
         f"--input-dim {symbol}=VALUE sets another number"
     )
-    return opened({**input_dims, symbol: 1})
+    return single
 
 
 def read_model(

@@ -65,16 +65,27 @@ def _mixes(node: ir.Node) -> bool:
 
 
 def lift(model: ir.Model) -> None:
-    """Every tensor has an axis of one row in front, inputs and outputs too; all sizes must be known."""
+    """Every tensor has an axis of one row in front; all sizes must be known.
+
+    Inputs and outputs get it too, but for those that begin with an axis of one sample where all inputs do.
+    """
     graph = model.graph
     editor = Editor(graph)
     nodes = list(graph)
+    outputs = list(graph.outputs)
     computed = [v for node in nodes for v in node.outputs if v.name]
     shapes = {v: _sizes(v) for v in (*graph.inputs, *computed)}
+    batched = all(shapes[v][:1] == (1,) and len(shapes[v]) > 1 for v in graph.inputs)
     for value in graph.inputs:
-        value.shape = ir.Shape((1, *shapes[value]))
+        if batched:
+            _enter(value, shapes, editor)
+        else:
+            value.shape = ir.Shape((1, *shapes[value]))
     for node in nodes:
         _lift(node, shapes, editor)
+    for value in outputs:
+        if batched and shapes[value][:1] == (1,):
+            _leave(value, shapes[value], editor)
 
 
 def _sizes(value: ir.Value) -> tuple[int, ...]:
@@ -93,6 +104,26 @@ def _reshaped(
     return ir.Node("", "Reshape", [x, target], outputs=[y], name=hint), y
 
 
+def _enter(value: ir.Value, shapes: dict[ir.Value, tuple[int, ...]], editor: Editor) -> None:
+    """What reads an input of one sample reads it as a row."""
+    uses = list(value.uses())
+    made, row = _reshaped(value, (1, *shapes[value]), f"{value.name}_row", editor)
+    for node, index in uses:
+        node.replace_input_with(index, row)
+    shapes[row] = shapes[value]
+    editor.graph.insert_before(editor.graph[0], made)
+
+
+def _leave(value: ir.Value, shape: tuple[int, ...], editor: Editor) -> None:
+    """The output as it was, under its name."""
+    for index, output in enumerate(editor.graph.outputs):
+        if output.name == value.name:
+            made, plain = _reshaped(output, shape, f"{value.name}_plain", editor)
+            editor.graph.append(made)
+            editor.graph.outputs[index] = plain
+            plain.name, output.name = output.name, f"{output.name}_row"
+
+
 def _lift(node: ir.Node, shapes: dict[ir.Value, tuple[int, ...]], editor: Editor) -> None:
     x, y = (node.inputs[0] if node.inputs else None), node.outputs[0]
     shape = shapes[y]
@@ -101,13 +132,12 @@ def _lift(node: ir.Node, shapes: dict[ir.Value, tuple[int, ...]], editor: Editor
         editor.graph.insert_before(node, before)
         node.replace_input_with(0, flat)
         after, row = _reshaped(y, (1, *shape), f"{node.name}_row", editor)
-        y.replace_all_uses_with(row)
+        name = y.name
+        y.replace_all_uses_with(row, replace_graph_outputs=True)
         after.replace_input_with(0, y)
         editor.graph.insert_after(node, after)
-        if y.is_graph_output():
-            editor.graph.outputs[list(editor.graph.outputs).index(y)] = row
-            row.name, y.name = y.name, f"{y.name}_rows"
-            shapes[row] = shape
+        row.name, y.name = name, f"{name}_rows"
+        shapes[row] = shape
         return
     rank = len(shape)
     a = node.attributes

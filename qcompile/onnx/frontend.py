@@ -54,6 +54,15 @@ def load(
     return model
 
 
+def open_batch(proto: onnx.ModelProto) -> str | None:
+    """The name of the leading dimension that inputs leave open, in a model that `load` has seen."""
+    constants = {t.name for t in proto.graph.initializer}
+    shapes = [v.type.tensor_type.shape.dim for v in proto.graph.input if v.name not in constants]
+    return next(
+        (s[0].dim_param for s in shapes if s and not s[0].dim_value and s[0].dim_param), None
+    )
+
+
 def _keep_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
     """Two outputs that became one value when an Identity went are two again."""
     for i, name in enumerate(names):

@@ -23,6 +23,7 @@ from qcompile.errors import (
 )
 from qcompile.formats import parse_format
 from qcompile.options import Options
+from qcompile.target import DISPATCH
 
 if TYPE_CHECKING:
     from qcompile.report.terminal import Terminal
@@ -236,6 +237,10 @@ def compile_(
         str | None,
         typer.Option(metavar="NAME[,NAME]", help="What the processor lacks or has, as `nodsp`."),
     ] = None,
+    dispatch: Annotated[
+        bool,
+        typer.Option("--dispatch", help="Programs for several processors, chosen as it runs."),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -342,7 +347,8 @@ def compile_(
     """
     with _session(f"compiling {model.name}", json, verbose, quiet, no_color) as terminal:
         options = Options(
-            cpu=cpu, features=features, name=name, weights=weights, activations=activations, first_last=first_last,
+            cpu=processor(cpu, dispatch), features=features, name=name,
+            weights=weights, activations=activations, first_last=first_last,
             per_channel=per_channel, method=method, overrides=overrides(override or ()),
             input_dtype=input_dtype, output_dtype=output_dtype, io_layout=io_layout, samples=samples,
             seed=seed, threads=threads, jobs=jobs, verify_samples=verify_samples, trace_samples=trace_samples,
@@ -747,6 +753,15 @@ def dimensions(pairs: Sequence[str]) -> dict[str, int]:
         if dims.setdefault(name, int(number)) != int(number):
             raise BadInput(f"--input-dim gives '{name}' two sizes, {dims[name]} and {number}")
     return dims
+
+
+def processor(cpu: str | None, dispatch: bool) -> str | None:
+    """What is compiled for, from --cpu and --dispatch."""
+    if dispatch and cpu is not None:
+        raise BadInput(
+            f"--dispatch chooses the processor as the program runs, and --cpu={cpu} before; leave one out"
+        )
+    return DISPATCH if dispatch else cpu
 
 
 def overrides(pairs: Sequence[str]) -> dict[str, str]:

@@ -89,6 +89,10 @@ class Job:
         chosen = target.get(target_name)
         features = [f for f in (options.features or "").split(",") if f]
         cpu = "+".join([options.cpu or chosen.cpus[0], *features])
+        if cpu == target.DISPATCH and cpu not in chosen.cpus:
+            raise BadInput(
+                f"--dispatch is not for {chosen.name}: its programs are for one processor, which --cpu names"
+            )
         if cpu not in chosen.cpus and cpu in target.names():
             raise BadInput(f"{cpu} is a target of its own: --target {cpu}")
         recipe.one_of(cpu, tuple(chosen.cpus), f"target {target_name}: --cpu and --features")

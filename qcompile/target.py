@@ -21,6 +21,10 @@ CLOCK_MHZ = 100.0
 """What a design of logic is clocked with unless its user knows better."""
 
 
+DISPATCH = "dispatch"
+"""The cpu that stands for several: a program for each, of which one is chosen as it runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fabric:
     """What a design of logic is made for: a part, a clock, a rate to reach, limits on what it may take.

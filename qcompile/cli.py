@@ -22,8 +22,7 @@ from qcompile.errors import (
     VerificationMismatch,
 )
 from qcompile.formats import parse_format
-from qcompile.options import Options
-from qcompile.target import DISPATCH
+from qcompile.options import DISPATCH, Options
 
 if TYPE_CHECKING:
     from qcompile.report.terminal import Terminal
@@ -332,6 +331,13 @@ def compile_(
         Path | None,
         typer.Option(metavar="FOLDING.json", help="Follow this folding, as a design wrote it."),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|cache",
+            help="Measure layers here and take the fastest; the file keeps what was measured.",
+        ),
+    ] = None,
     threads: Annotated[
         int, typer.Option(min=1, metavar="N", help="Threads that share a call of the program.")
     ] = 1,
@@ -356,7 +362,7 @@ def compile_(
             weights_section=weights_section, arena_section=arena_section,
             max_ram=size("--max-ram", max_ram), max_flash=size("--max-flash", max_flash),
             part=part, clock_mhz=clock_mhz, target_fps=target_fps, max_dsp=max_dsp, max_bram=max_bram,
-            max_lut=max_lut, folding=folding,
+            max_lut=max_lut, folding=folding, tune=tune,
         )  # fmt: skip
         dims = dimensions(input_dim or ())
         from qcompile import driver

@@ -281,8 +281,11 @@ class Build:
     def _traced(self, source: str) -> Path:
         return self.object(source, "-O1", f"-D{self.name.upper()}_TRACE")
 
-    def _program(self, compiled: Callable[[Build, str], Path]) -> Path:
-        around = [compiled(self, source) for source in ("runner.c", self.toolchain.host)]
+    def _timed(self, source: str) -> Path:
+        return self.object(source, f"-D{self.name.upper()}_TRACE")
+
+    def _program(self, compiled: Callable[[Build, str], Path], *sources: str) -> Path:
+        around = [compiled(self, source) for source in sources]
         models = [compiled(build, "model.c") for build in (self, *self.choices)]
         inputs = [*models, *around, *self.constants]
         return self._make("", (*self.options, *self.toolchain.link), inputs)
@@ -311,12 +314,17 @@ class Build:
     @cached_property
     def program(self) -> Path:
         """The model between standard input and output."""
-        return self._program(Build.object)
+        return self._program(Build.object, "runner.c", self.toolchain.host)
 
     @cached_property
     def traced(self) -> Path:
         """The same sources, writing every stored value."""
-        return self._program(Build._traced)
+        return self._program(Build._traced, "runner.c", self.toolchain.host)
+
+    @cached_property
+    def profile(self) -> Path:
+        """The program that says how long every layer takes."""
+        return self._program(Build._timed, "profile.c")
 
     @cached_property
     def library(self) -> Path:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from qcompile.errors import BadInput, ToolchainMissing
 from qcompile.ir import Graph
+from qcompile.options import DISPATCH
 from qcompile.target import (
     ANYWHERE,
-    DISPATCH,
     Codes,
     FloatCertificate,
     Footprint,
@@ -22,7 +22,7 @@ from qcompile.target import (
 )
 
 from ..c import build, certify, footprint, run
-from . import dispatch, isa, program
+from . import dispatch, isa, program, tune
 
 _CPUS: Sequence[str] = ("generic", "native", *isa.ISAS, DISPATCH)
 
@@ -129,6 +129,29 @@ class X86:
     def footprint(self, folder: Path, *, name: str, cpu: str) -> Footprint:
         """Build the model's objects and measure them."""
         return footprint.footprint(_build(folder, name, cpu))
+
+    def machine(self) -> str:
+        """Processor and compiler."""
+        return f"{isa.processor()}; {program.toolchain(None).compiler}"
+
+    def tune(
+        self, graph: Graph, *, cpu: str, placement: Placement, known: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The tiles of every program that this machine can run."""
+        has = _isa(cpu)
+        if cpu == DISPATCH:
+            wanted = [one for one in isa.ISAS.values() if one.needs <= isa.features()]
+        elif has is None:
+            raise BadInput(
+                f"--tune is for programs with vectors, and --cpu={cpu} means portable C here; choose one of"
+                f" {', '.join((*isa.ISAS, DISPATCH))}"
+            )
+        else:
+            wanted = [has]
+        tiles: dict[str, str] = {}
+        for one in wanted:
+            tiles |= tune.tune(graph, one, placement=placement, known=known)
+        return tiles
 
     def missing(self) -> Sequence[str]:
         """What building and running here still needs."""

@@ -7,8 +7,8 @@ be read beyond the image, are copied once; the sums stay in registers until they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ..c.text import affine, at, c_type, render
 from ..c.window import window_of
 from .epilogue import Epilogue, fits
 from .isa import HERE, Isa
+from .tunable import chosen
 
 _FLIP = 128
 _WORD = 4
@@ -86,6 +87,9 @@ class Tile:
         """Registers of sums."""
         return self.rows * self.columns * self.vectors
 
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns}x{self.vectors}"
+
 
 def problem(step: Step) -> Problem:
     """How a Conv or MatMul lies in memory."""
@@ -143,22 +147,22 @@ def _parts(total: int, size: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=4096)
-def tile_of(isa: Isa, height: int, width: int, outputs: int, steps: int) -> tuple[Tile, float]:
-    """The fastest tile by the model, and the cycles of an image's channels with it."""
+def ranked(
+    isa: Isa, height: int, width: int, outputs: int, steps: int
+) -> tuple[tuple[Tile, float], ...]:
+    """All tiles and the cycles of an image's channels with each by the model, the fastest first."""
     vectors = -(-outputs // isa.lanes)
-    best: tuple[float, int, Tile] | None = None
-    for tile in _tiles(isa, height, width, vectors):
-        cycles = sum(
+
+    def cycles(tile: Tile) -> float:
+        return sum(
             many_v * many_r * many_c * _cycles(isa, Tile(r, c, v), steps, v)
             for many_v, v in _parts(vectors, tile.vectors)
             for many_r, r in _parts(height, tile.rows)
             for many_c, c in _parts(width, tile.columns)
         )
-        found = (cycles, -tile.sums, tile)
-        if best is None or found[:2] < best[:2]:
-            best = found
-    assert best is not None
-    return best[2], best[0]
+
+    found = [(tile, cycles(tile)) for tile in _tiles(isa, height, width, vectors)]
+    return tuple(sorted(found, key=lambda f: (f[1], -f[0].sums)))
 
 
 def _tiles(isa: Isa, height: int, width: int, vectors: int) -> Iterator[Tile]:
@@ -173,10 +177,14 @@ def _tiles(isa: Isa, height: int, width: int, vectors: int) -> Iterator[Tile]:
 
 @dataclass(frozen=True)
 class Gemm:
-    """int8 weights by 8-bit or int16 activations, with the Rescale that reads the sums, by `threads` together."""
+    """int8 weights by 8-bit or int16 activations, with the Rescale that reads the sums, by `threads` together.
+
+    A layer whose signature is in `tuned` has that tile, every other the fastest by the model.
+    """
 
     isa: Isa
     threads: int = 1
+    tuned: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -204,7 +212,7 @@ class Gemm:
     def cost(self, step: Step) -> int:
         """Cycles by the model, in the unit of the portable kernels' costs."""
         p = problem(step)
-        _, cycles = tile_of(_isa(self.isa, step), p.height, p.width, p.outputs, p.steps)
+        _, cycles = self._ranked(step)[0]
         copied = p.batch * p.plane // 32 if p.copied else 0
         return int(cycles) * p.batch * p.groups + copied
 
@@ -234,7 +242,7 @@ class Gemm:
         p = problem(step)
         x = node.inputs[0]
         isa = _isa(self.isa, step)
-        tile, _ = tile_of(isa, p.height, p.width, p.outputs, p.steps)
+        tile = chosen(self, step, self._ranked(step), self.tuned)
         weights, bias = constant(node, 1), constant(node, 2)
         byte = x.type.dtype.bytes == 1
         flip = byte and x.type.dtype.signed
@@ -275,6 +283,24 @@ class Gemm:
             affine=affine,
             at=at,
         )
+
+    def signature(self, step: Step) -> str:
+        """See Tunable."""
+        p, node = problem(step), step.node
+        window = f"{len(p.offsets)}x{len(p.offsets[0])}x{p.run} every {p.down}, {p.across}"
+        return (
+            f"{self.name} {_isa(self.isa, step).dot} {node.inputs[0].type.dtype} to {step.output.type.dtype}:"
+            f" {p.batch}x{p.height}x{p.width} of {p.pixel}, window {window}, {p.outputs} outputs, groups {p.groups},"
+            f" copied {int(p.copied)}, terms {len(step.terms)}, threads {self.threads}"
+        )
+
+    def tiles(self, step: Step) -> list[str]:
+        """See Tunable."""
+        return [str(tile) for tile, _ in self._ranked(step)]
+
+    def _ranked(self, step: Step) -> tuple[tuple[Tile, float], ...]:
+        p = problem(step)
+        return ranked(_isa(self.isa, step), p.height, p.width, p.outputs, p.steps)
 
     def _shared(self, p: Problem, tile: Tile, weights: int) -> str:
         """The loop whose steps threads divide most evenly: over channels `o`, rows `oy` or columns `ox` of the result.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from qcompile.errors import ToolchainMissing
 from qcompile.ir import Graph
@@ -74,18 +75,21 @@ def lower(
         name=name,
         isa=title(has),
         vectors=vectors,
-        kernels=_kernels(has, place.threads),
+        kernels=kernels(has, place.threads, place.tiles),
         placement=place,
         hosted=True,
     )
 
 
-def _kernels(has: isa.Isa | None, threads: int) -> Sequence[Kernel]:
+def kernels(
+    has: isa.Isa | None, threads: int = 1, tuned: Mapping[str, str] = MappingProxyType({})
+) -> Sequence[Kernel]:
+    """What computes the layers, `tuned` ones with the tiles of their signatures."""
     if has is None:
         return PORTABLE
     return (
-        Gemm(has, threads),
-        Depthwise(has, threads),
+        Gemm(has, threads, tuned),
+        Depthwise(has, threads, tuned),
         MaxPool(has, threads),
         Elementwise(has, threads),
         Table(has),

@@ -7,9 +7,8 @@ be read beyond the image, are copied once; the sums stay in registers until they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +22,15 @@ from ..c.text import affine, at, c_type, render
 from ..c.window import window_of
 from .epilogue import Epilogue, fits
 from .isa import HERE, Isa
+from .tiles import Tile, parts, ranked
 from .tunable import chosen
 
 _FLIP = 128
 _WORD = 4
 """Bytes of activations that one instruction multiplies in each lane."""
 
-_WIDEST = 14
 _WORTH = 1 << 16
 """Multiply-accumulates that are worth a meeting of threads."""
-
-_LATENCY = 5.0
-"""Cycles before a sum may be added to again."""
-_BROADCAST = 0.5
-"""Cycles of loading one word to all lanes, whatever their number."""
-
 
 Span = tuple[int, int, int]
 """First and end of a loop, and how many positions each step takes."""
@@ -72,23 +65,6 @@ class Problem:
     def steps(self) -> int:
         """Products of four in one sum."""
         return len(self.offsets) * len(self.offsets[0]) * -(-self.run // self.at_once)
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """What the registers hold at once: `rows` x `columns` output pixels by `vectors` of channels."""
-
-    rows: int
-    columns: int
-    vectors: int
-
-    @property
-    def sums(self) -> int:
-        """Registers of sums."""
-        return self.rows * self.columns * self.vectors
-
-    def __str__(self) -> str:
-        return f"{self.rows}x{self.columns}x{self.vectors}"
 
 
 def problem(step: Step) -> Problem:
@@ -130,49 +106,6 @@ def problem(step: Step) -> Problem:
         batch, height, width, channels, pitch, plane, rows.stride * pitch, across, run, offsets, groups,
         depth, outputs // groups, copied, at_once,
     )  # fmt: skip
-
-
-def _cycles(isa: Isa, tile: Tile, steps: int, vectors: int) -> float:
-    """What one tile takes, `vectors` of its channels being there."""
-    pixels = tile.rows * tile.columns
-    loads = vectors * isa.load_cost + pixels * _BROADCAST
-    work = pixels * vectors * isa.dot_cost + (pixels + vectors) * isa.work
-    inner = max(work, loads, _LATENCY * isa.dot_cost)
-    return steps * (inner + 0.5) + pixels * vectors * isa.epilogue_cost + 12
-
-
-def _parts(total: int, size: int) -> list[tuple[int, int]]:
-    """(how many, how large) of the whole parts and the rest."""
-    return [p for p in ((total // size, size), (1, total % size)) if p[0] and p[1]]
-
-
-@lru_cache(maxsize=4096)
-def ranked(
-    isa: Isa, height: int, width: int, outputs: int, steps: int
-) -> tuple[tuple[Tile, float], ...]:
-    """All tiles and the cycles of an image's channels with each by the model, the fastest first."""
-    vectors = -(-outputs // isa.lanes)
-
-    def cycles(tile: Tile) -> float:
-        return sum(
-            many_v * many_r * many_c * _cycles(isa, Tile(r, c, v), steps, v)
-            for many_v, v in _parts(vectors, tile.vectors)
-            for many_r, r in _parts(height, tile.rows)
-            for many_c, c in _parts(width, tile.columns)
-        )
-
-    found = [(tile, cycles(tile)) for tile in _tiles(isa, height, width, vectors)]
-    return tuple(sorted(found, key=lambda f: (f[1], -f[0].sums)))
-
-
-def _tiles(isa: Isa, height: int, width: int, vectors: int) -> Iterator[Tile]:
-    for v in range(1, min(vectors, isa.sums // 2, 8) + 1):
-        for columns in range(1, min(width, _WIDEST) + 1):
-            most = min(height, _WIDEST // columns) if columns == width else 1
-            for rows in range(1, most + 1):
-                tile = Tile(rows, columns, v)
-                if tile.sums + v * isa.held <= isa.sums:
-                    yield tile
 
 
 @dataclass(frozen=True)
@@ -326,7 +259,7 @@ class Gemm:
         """(vectors in each, span of channels) of the loops over blocks; a span of the last channels may be narrower."""
         lanes, first = self.isa.lanes, 0
         found: list[tuple[int, Span]] = []
-        for many, vectors in _parts(-(-p.outputs // lanes), tile.vectors):
+        for many, vectors in parts(-(-p.outputs // lanes), tile.vectors):
             width = vectors * lanes
             whole = min(many, (p.outputs - first) // width)
             if whole:
@@ -345,16 +278,16 @@ class Gemm:
         deep = -(-p.run // p.at_once) * p.at_once
         more = self._padded(p.outputs) - p.outputs
         filled = np.pad(runs, ((0, 0), (0, more), (0, 0), (0, deep - runs.shape[-1])))
-        parts = []
+        blocks = []
         for group in filled:
             first = 0
-            for many, vectors in _parts(len(group) // self.isa.lanes, tile.vectors):
+            for many, vectors in parts(len(group) // self.isa.lanes, tile.vectors):
                 width = vectors * self.isa.lanes
                 for _ in range(many):
                     block = group[first : first + width].reshape(width, -1, p.at_once)
-                    parts.append(block.transpose(1, 0, 2).ravel())
+                    blocks.append(block.transpose(1, 0, 2).ravel())
                     first += width
-        return np.concatenate(parts)
+        return np.concatenate(blocks)
 
     def _bias(self, p: Problem, weights: Array, bias: Array, flip: bool) -> NDArray[np.int32]:
         """Of flipped activations, 128 sums of the weights are taken off; the sum wraps as the products' does."""

@@ -17,7 +17,7 @@ from qcompile.artifact import load
 from qcompile.errors import BadInput, QcompileError, ToolchainMissing
 from qcompile.ir import Graph
 from qcompile.manifest import MANIFEST_FILE
-from qcompile.program import emitted
+from qcompile.program import PROGRAM_FILE, emitted
 from qcompile.target import Codes, Counts, names
 
 MACHINES: Mapping[str, tuple[str, ...]] = {
@@ -105,12 +105,15 @@ class Profile:
 
 
 def profile(folder: Path, *, milliseconds: int = 1000) -> Profile:
-    """Build `profile` in an output folder and run it for about so long; ToolchainMissing where that cannot be."""
-    known = emitted(folder)
+    """Build `profile` in an output folder and run it for about so long; ToolchainMissing where that cannot be.
+
+    A model that chooses among programs, each in a folder of its own, says first which one it took.
+    """
+    said = _said(folder, "profile", str(milliseconds), seconds=milliseconds / 1000).splitlines()
+    chosen = "" if (folder / PROGRAM_FILE).is_file() or not said else said.pop(0)
+    known = emitted(folder / chosen)
     times: dict[int, float] = {}
-    for line in _said(
-        folder, "profile", str(milliseconds), seconds=milliseconds / 1000
-    ).splitlines():
+    for line in said:
         try:
             number, ns = line.split()
             times[int(number)] = float(ns)
@@ -124,7 +127,9 @@ def profile(folder: Path, *, milliseconds: int = 1000) -> Profile:
         LayerTime(layer.name, layer.kernel, layer.macs, times[value])
         for layer, value in zip(known.layers, known.stores, strict=True)
     )
-    return Profile(layers, float(_said(folder, "peak")) if (folder / "peak.c").is_file() else None)
+    peak = f"peak_{chosen}" if chosen else "peak"
+    known_peak = (folder / chosen / "peak.c").is_file()
+    return Profile(layers, float(_said(folder, peak)) if known_peak else None)
 
 
 def _said(folder: Path, program: str, *arguments: str, seconds: float = 0.0) -> str:

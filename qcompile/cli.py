@@ -22,7 +22,7 @@ from qcompile.errors import (
     VerificationMismatch,
 )
 from qcompile.formats import parse_format
-from qcompile.options import Options
+from qcompile.options import DISPATCH, Options
 
 if TYPE_CHECKING:
     from qcompile.report.terminal import Terminal
@@ -237,6 +237,10 @@ def compile_(
         str | None,
         typer.Option(metavar="NAME[,NAME]", help="What the processor lacks or has, as `nodsp`."),
     ] = None,
+    dispatch: Annotated[
+        bool,
+        typer.Option("--dispatch", help="Programs for several processors, chosen as it runs."),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -328,6 +332,13 @@ def compile_(
         Path | None,
         typer.Option(metavar="FOLDING.json", help="Follow this folding, as a design wrote it."),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|cache",
+            help="Measure layers here and take the fastest; the file keeps what was measured.",
+        ),
+    ] = None,
     threads: Annotated[
         int, typer.Option(min=1, metavar="N", help="Threads that share a call of the program.")
     ] = 1,
@@ -343,7 +354,8 @@ def compile_(
     """
     with _session(f"compiling {model.name}", json, verbose, quiet, no_color) as terminal:
         options = Options(
-            cpu=cpu, features=features, name=name, weights=weights, activations=activations, first_last=first_last,
+            cpu=processor(cpu, dispatch), features=features, name=name,
+            weights=weights, activations=activations, first_last=first_last,
             per_channel=per_channel, method=method, overrides=overrides(override or ()),
             input_dtype=input_dtype, output_dtype=output_dtype, io_layout=io_layout, samples=samples,
             seed=seed, threads=threads, jobs=jobs, verify_samples=verify_samples, trace_samples=trace_samples,
@@ -351,7 +363,7 @@ def compile_(
             weights_section=weights_section, arena_section=arena_section,
             max_ram=size("--max-ram", max_ram), max_flash=size("--max-flash", max_flash),
             part=part, clock_mhz=clock_mhz, target_fps=target_fps, max_dsp=max_dsp, max_bram=max_bram,
-            max_lut=max_lut, folding=folding,
+            max_lut=max_lut, folding=folding, tune=tune,
         )  # fmt: skip
         dims = dimensions(input_dim or ())
         from qcompile import driver
@@ -747,6 +759,15 @@ def dimensions(pairs: Sequence[str]) -> dict[str, int]:
         if dims.setdefault(name, int(number)) != int(number):
             raise BadInput(f"--input-dim gives '{name}' two sizes, {dims[name]} and {number}")
     return dims
+
+
+def processor(cpu: str | None, dispatch: bool) -> str | None:
+    """What is compiled for, from --cpu and --dispatch."""
+    if dispatch and cpu is not None:
+        raise BadInput(
+            f"--dispatch chooses the processor as the program runs, and --cpu={cpu} before; leave one out"
+        )
+    return DISPATCH if dispatch else cpu
 
 
 def overrides(pairs: Sequence[str]) -> dict[str, str]:

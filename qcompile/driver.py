@@ -29,6 +29,8 @@ from qcompile.plan import QuantPlan
 from qcompile.recipe import Step
 from qcompile.report import facts
 from qcompile.store import Store
+from qcompile.target import Tunable
+from qcompile.tuning import tuned
 
 if TYPE_CHECKING:
     import onnx
@@ -151,9 +153,18 @@ def lower(job: Job, graph: Graph, context: pipeline.Context) -> tuple[Lowered, i
     anew with the stack that was measured. Where nothing fits, the program is the smallest there is.
     """
     place, vectors = job.placement, _vectors(graph)
+    files: dict[str, bytes] = {}
+    if job.options.tune is not None and isinstance(job.target, Tunable):
+        found, measured = tuned(
+            job.target, graph, cpu=job.cpu, placement=place, place=job.options.tune
+        )
+        context.log(f"tune: {len(found.tiles)} layers have several tiles, {measured} measured now")
+        place = replace(place, tiles=found.tiles)
+        files[manifest.TUNING_FILE] = found.dump()
 
     def lowered() -> Lowered:
-        return job.target.lower(graph, name=job.name, cpu=job.cpu, vectors=vectors, placement=place)
+        made = job.target.lower(graph, name=job.name, cpu=job.cpu, vectors=vectors, placement=place)
+        return replace(made, files={**made.files, **files})
 
     made = lowered()
     if place.max_ram is None or job.options.stack is not None:

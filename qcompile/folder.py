@@ -51,6 +51,14 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         path.write_bytes(content)
 
 
+def copy(file: Path, folder: Path) -> Path:
+    """A copy of a file in another folder; BadInput where there is none."""
+    try:
+        return Path(shutil.copy(file, folder))
+    except OSError as e:
+        raise BadInput(f"cannot read {file}: {e.strerror}") from e
+
+
 def publish(folder: Path, place: Path) -> None:
     """Put a finished folder in its place; what was there goes only then."""
     try:

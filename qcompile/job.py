@@ -13,9 +13,9 @@ from pathlib import Path
 from qcompile import manifest, recipe, target
 from qcompile.errors import BadInput, QcompileError
 from qcompile.formats import Int, parse_format
-from qcompile.options import Options
+from qcompile.options import DISPATCH, Options
 from qcompile.recipe import Recipe
-from qcompile.target import Fabric, Placement, Target
+from qcompile.target import Fabric, Placement, Target, Tunable
 
 IMPORT = "import"
 """The recipe for models that another tool has quantized; the default one gives way to it."""
@@ -89,6 +89,10 @@ class Job:
         chosen = target.get(target_name)
         features = [f for f in (options.features or "").split(",") if f]
         cpu = "+".join([options.cpu or chosen.cpus[0], *features])
+        if cpu == DISPATCH and cpu not in chosen.cpus:
+            raise BadInput(
+                f"--dispatch is not for {chosen.name}: its programs are for one processor, which --cpu names"
+            )
         if cpu not in chosen.cpus and cpu in target.names():
             raise BadInput(f"{cpu} is a target of its own: --target {cpu}")
         recipe.one_of(cpu, tuple(chosen.cpus), f"target {target_name}: --cpu and --features")
@@ -163,6 +167,8 @@ def _check_kind(chosen: Target, options: Options) -> None:
         raise BadInput(
             f"--threads is not for {chosen.name}: its programs run on one processor core"
         )
+    if options.tune is not None and not isinstance(chosen, Tunable):
+        raise BadInput(f"--tune is not for {chosen.name}: its layers have no tiles to measure")
     for flag in ("--clock-mhz", "--target-fps"):
         rate = logic[flag]
         least, most = (1.0, 2000.0) if flag == "--clock-mhz" else (1e-3, 1e9)

@@ -16,6 +16,8 @@ VERSION = 1
 MANIFEST_FILE = "manifest.json"
 FOLDING_FILE = "folding.json"
 """Beside the manifest of a design: how each layer is folded."""
+TUNING_FILE = "tuning.json"
+"""Beside the manifest of a program: the tiles of its layers, as they were measured."""
 MEASURED = frozenset({"report.json", "report.html", "manifest.json"})
 """Files that hold what was observed on a machine; they are not compared byte by byte."""
 
@@ -58,6 +60,7 @@ def describe(
     kept["overrides"] = dict(options.overrides)
     kept["encodings"] = None if options.encodings is None else str(options.encodings)
     kept["folding"] = None if options.folding is None else FOLDING_FILE
+    kept["tune"] = None if options.tune is None else TUNING_FILE
     return {
         "version": VERSION,
         "qcompile": metadata.version("qcompile"),

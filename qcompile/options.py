@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 from qcompile.errors import BadInput
 from qcompile.recipe import known_keys
 
+DISPATCH = "dispatch"
+"""The cpu that stands for several: a program for each, of which one is chosen as it runs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -21,7 +24,8 @@ class Options:
     code and constants together; `stack` bytes of max_ram are kept for the stack, as many as it was measured to take
     where None. `part` to `folding` are for designs of logic: what for, at which clock, how many images a second, what
     it may take, and a folding.json to follow. `threads` share the work of a call of the program; `jobs` are threads of
-    the float network's runs while it is compiled.
+    the float network's runs while it is compiled. `tune` is the file of what was measured of layers, or `cache`: what
+    it lacks is measured on this machine.
     """
 
     cpu: str | None = None
@@ -58,6 +62,7 @@ class Options:
     max_bram: int | None = None
     max_lut: int | None = None
     folding: str | os.PathLike[str] | None = None
+    tune: str | os.PathLike[str] | None = None
 
     def but(self, chosen: Mapping[str, object]) -> Options:
         """These options with some chosen anew; BadInput for a name that is none."""

@@ -43,7 +43,7 @@ class Placement:
     """Where a program's data lies and how many bytes it may take: linker sections, limits on RAM and flash.
 
     `stack` bytes of the RAM are not for buffers. `fabric` is for targets that are designs of logic, `threads` for those
-    with an operating system: so many share the work of a call.
+    with an operating system: so many share the work of a call. `tiles` are what was measured for a Tunable target.
     """
 
     weights_section: str | None = None
@@ -53,6 +53,7 @@ class Placement:
     stack: int = 0
     fabric: Fabric | None = None
     threads: int = 1
+    tiles: Mapping[str, str] = field(default_factory=dict)
 
 
 ANYWHERE = Placement()
@@ -353,6 +354,24 @@ class Target(Protocol):
 
     def missing(self) -> Sequence[str]:
         """What building and running here still needs, a sentence each; empty when all is there."""
+        ...
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """A target whose layers can be measured on the machine that runs them, instead of predicted."""
+
+    def machine(self) -> str:
+        """Processor and compiler, on which the times of a layer depend."""
+        ...
+
+    def tune(
+        self, graph: Graph, *, cpu: str, placement: Placement, known: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The tile of every layer of which there are several kinds, by the layer's signature.
+
+        Those that are `known` stay, all others are measured here; ToolchainMissing where they cannot be.
+        """
         ...
 
 

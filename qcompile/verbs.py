@@ -244,15 +244,20 @@ def reproduce(
     assert isinstance(recorded, dict)
     recorded_options = manifest.options_of(data, plan)
     followed = None if recorded_options.folding is None else file.parent / manifest.FOLDING_FILE
-    options = replace(
-        recorded_options,
-        name=str(data["name"]),
-        cpu=str(data["cpu"]),
-        features=None,
-        folding=followed,
-    )
     with tempfile.TemporaryDirectory(prefix="qcompile-") as scratch:
         again = Path(scratch) / "again"
+        tune = None
+        if recorded_options.tune is not None:
+            # what a changed file lacks would be measured and added to it
+            tune = folder.copy(file.parent / manifest.TUNING_FILE, Path(scratch))
+        options = replace(
+            recorded_options,
+            name=str(data["name"]),
+            cpu=str(data["cpu"]),
+            features=None,
+            folding=followed,
+            tune=tune,
+        )
         job = Job.checked(
             source,
             str(data["target"]),

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
@@ -69,6 +69,16 @@ _REPORT_LINES = 12
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A program among others, in the folder of its `isa`, as the build files see it."""
+
+    isa: str
+    flags: Sequence[str]
+    binary: bool
+    peak: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _CPort:
     """A port as the templates see it."""
 
@@ -88,12 +98,14 @@ def support_files(
     without: Sequence[str] = (),
     facts: Mapping[str, object] = MappingProxyType({}),
     model: Collection[str] = (),
+    choices: Sequence[Choice] = (),
 ) -> dict[str, bytes]:
     """Give the files around the model: build files, self-test, runner, benchmark and their host layer.
 
     `flags` are what the compiler needs to know of the chip; `family` selects what a build file says. Files and
     templates of the family's `own`, which may ask for more `facts`, come in addition to the shared ones, or in
-    place of one of the same name; those named in `without` are left out. `model` names the files of the model itself.
+    place of one of the same name; those named in `without` are left out. `model` names the files of the model itself,
+    which may choose among `choices`.
     """
     macro = name.upper()
     ports = {
@@ -112,6 +124,7 @@ def support_files(
         "flags": list(flags),
         "binary": binary.BINARY in model,
         "peak": any(file.stem == "peak.c" for file in own),
+        "choices": choices,
         "inputs": inputs,
         "outputs": outputs,
         "arguments": ", ".join([*(f"input{i}" for i in range(len(inputs))), *results]),
@@ -223,12 +236,16 @@ def first_lines(text: bytes) -> str:
 
 @dataclass(frozen=True)
 class Build:
-    """An emitted folder under one compiler: every product is made once per process, from the content it has then."""
+    """An emitted folder under one compiler: every product is made once per process, from the content it has then.
+
+    A model that chooses among others has those as `choices`, each in a folder of its own with flags of its own.
+    """
 
     folder: Path
     name: str
     toolchain: Toolchain
     options: tuple[str, ...] = ()
+    choices: tuple[Build, ...] = ()
 
     @cached_property
     def _content(self) -> str:
@@ -261,40 +278,58 @@ class Build:
         flags = (*self.toolchain.language, *self.toolchain.flags, *self.options, *options)
         return self._make(".o", (*flags, "-c"), [self.folder.resolve() / source])
 
-    def _program(self, *options: str) -> Path:
-        sources = ("model.c", "runner.c", self.toolchain.host)
-        objects = [self.object(source, *options) for source in sources]
-        return self._make("", (*self.options, *self.toolchain.link), [*objects, *self.constants])
+    def _traced(self, source: str) -> Path:
+        return self.object(source, "-O1", f"-D{self.name.upper()}_TRACE")
+
+    def _timed(self, source: str) -> Path:
+        return self.object(source, f"-D{self.name.upper()}_TRACE")
+
+    def _program(self, compiled: Callable[[Build, str], Path], *sources: str) -> Path:
+        around = [compiled(self, source) for source in sources]
+        models = [compiled(build, "model.c") for build in (self, *self.choices)]
+        inputs = [*models, *around, *self.constants]
+        return self._make("", (*self.options, *self.toolchain.link), inputs)
 
     @cached_property
     def model(self) -> Path:
-        """The object of the model alone, as a user's build makes it."""
+        """The object of the model alone, as a user's build makes it, without the choices."""
         return self.object("model.c")
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """The objects of the model and its choices."""
+        return tuple(build.model for build in (self, *self.choices))
 
     @cached_property
     def constants(self) -> tuple[Path, ...]:
-        """The object of the constants in a file of their own, where there are some; their digest is checked."""
+        """The objects of the constants in files of their own, where there are some; their digests are checked."""
+        chosen = tuple(path for choice in self.choices for path in choice.constants)
         folder = self.folder.resolve()
         if not (folder / binary.SOURCE).is_file():
-            return ()
+            return chosen
         binary.check(folder)
         flags = (*self.toolchain.flags, "-I", str(folder), "-c")
-        return (self._make(".o", flags, [folder / binary.SOURCE]),)
+        return (self._make(".o", flags, [folder / binary.SOURCE]), *chosen)
 
     @cached_property
     def program(self) -> Path:
         """The model between standard input and output."""
-        return self._program()
+        return self._program(Build.object, "runner.c", self.toolchain.host)
 
     @cached_property
     def traced(self) -> Path:
         """The same sources, writing every stored value."""
-        return self._program("-O1", f"-D{self.name.upper()}_TRACE")
+        return self._program(Build._traced, "runner.c", self.toolchain.host)
+
+    @cached_property
+    def profile(self) -> Path:
+        """The program that says how long every layer takes."""
+        return self._program(Build._timed, "profile.c")
 
     @cached_property
     def library(self) -> Path:
         """The model as a shared library; its objects must be position-independent."""
-        objects = [self.model, *self.constants]
+        objects = [*self.models, *self.constants]
         return self._make(".so", (*self.options, *self.toolchain.shared), objects)
 
     def number(self, macro: str) -> int:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from qcompile.ir import Array, Graph, Port, TensorType, Value, arith
+from qcompile.ir import Array, Graph, Value, arith
 from qcompile.program import PROGRAM_FILE
 from qcompile.target import ANYWHERE, Buffer, Codes, Layer, Lowered, Piece, Placement
 
 from . import bands, binary
 from . import kernel as k
+from .interface import Interface
 from .kernels import PORTABLE
 from .storage import Storage, fuse
 from .text import (
@@ -26,11 +27,9 @@ from .text import (
     array,
     at,
     c_comment,
-    c_string,
     c_type,
     cast,
     layout,
-    numbers,
     render,
     type_comment,
 )
@@ -190,21 +189,18 @@ class _Program:
         functions, calls, called, stored = self._code()
         apart = binary.Binary([(n, data) for n, data in self.arrays.values() if self._apart(data)])
         weight_bytes = sum(data.nbytes for _, data in self.arrays.values())
-        common = {
-            "name": self.name,
-            "NAME": self.name.upper(),
-            "isa": self.isa,
-            "inputs": [_port("INPUT", i, p, v) for i, (p, v) in enumerate(self.graph.inputs)],
-            "outputs": [_port("OUTPUT", i, p, v) for i, (p, v) in enumerate(self.graph.outputs)],
-            "signature": self._signature(),
-            "arena": self.arena,
-            "align": self.align,
-            "threads": self.threads,
-            "stored": len(stored),
-            "weight_bytes": weight_bytes,
-            "weights_section": placement.weights_section,
-            "arena_section": placement.arena_section,
-        }
+        interface = Interface(
+            self.graph,
+            self.name,
+            self.isa,
+            self.arena,
+            self.align,
+            self.threads,
+            len(stored),
+            weight_bytes,
+            placement,
+        )
+        common = interface.facts
         texts = {
             "arith.h": render(
                 "arith.h.j2",
@@ -218,7 +214,6 @@ class _Program:
                     "steps": arith.ROOT_STEPS,
                 },
             ),
-            "model.h": render("model.h.j2", **common),
             **({"threads.h": render("threads.h.j2", **common)} if self.threads > 1 else {}),
             "model.c": render(
                 "model.c.j2",
@@ -250,9 +245,9 @@ class _Program:
                     if not self._apart(data)
                 ],
             ),
-            "vectors.h": render("vectors.h.j2", **common, **self._vectors(vectors)),
         }
         files = {path: layout(text).encode() for path, text in texts.items()}
+        files |= {"model.h": interface.header(), "vectors.h": interface.vectors(vectors)}
         layers = [
             Layer(
                 step.name,
@@ -349,16 +344,6 @@ class _Program:
                 calls.append(alone(copy))
         return functions, calls, called, stored
 
-    def _signature(self) -> str:
-        ports = [
-            *(
-                f"const {c_type(v.type.dtype)} *input{i}"
-                for i, (_, v) in enumerate(self.graph.inputs)
-            ),
-            *(f"{c_type(v.type.dtype)} *output{i}" for i, (_, v) in enumerate(self.graph.outputs)),
-        ]
-        return f"int {self.name}_run({', '.join(ports)}, void *arena)"
-
     def _arena_comment(self) -> list[tuple[int, int, str]]:
         """(offset, bytes, what) of everything in the arena, in order of execution."""
         rows = []
@@ -369,41 +354,3 @@ class _Program:
             if size := kernel.scratch(step).bytes:
                 rows.append((scratch, size, f"scratch of {c_comment(step.name)}"))
         return rows
-
-    def _vectors(self, vectors: Sequence[Codes]) -> Mapping[str, object]:
-        expected = [self.graph.run(v) for v in vectors]
-        return {
-            "count": len(vectors),
-            "tables": [
-                {
-                    "type": c_type(value.type.dtype),
-                    "name": f"{self.name}_vector_{role}_{i}",
-                    "size": value.type.size,
-                    "rows": [numbers(row[port.name]) for row in codes] or ["0"],
-                }
-                for role, ports, codes in (
-                    ("input", self.graph.inputs, vectors),
-                    ("output", self.graph.outputs, expected),
-                )
-                for i, (port, value) in enumerate(ports)
-            ],
-        }
-
-
-def _port(role: str, at: int, port: Port, value: Value) -> Mapping[str, object]:
-    kind: TensorType = value.type
-    scale = f"{np.float32(port.scale):.9g}"
-    return {
-        "macro": f"{role}_{at}",
-        "pointer": f"{role.lower()}{at}",
-        "name": c_string(port.name),
-        "type": c_type(kind.dtype),
-        "size": kind.size,
-        "bytes": kind.bytes,
-        "rank": len(kind.shape),
-        "shape": ", ".join(map(str, kind.shape)),
-        "scale": scale + ("f" if re.search(r"[.e]", scale) else ".0f"),
-        "zero": port.zero_point if port.zero_point >= 0 else f"({port.zero_point})",
-        "bits": kind.dtype.bits,
-        "signed": int(kind.dtype.signed),
-    }

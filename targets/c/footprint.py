@@ -38,7 +38,7 @@ _SECONDS = 900
 def footprint(build: Build) -> Footprint:
     """Measure the model as a user's build makes it, and bound its stack."""
     code = constants = statics = 0
-    for made in (build.model, *build.constants):
+    for made in (*build.models, *build.constants):
         with made.open("rb") as file:
             for section in ELFFile(file).iter_sections():
                 flags, size = section["sh_flags"], section["sh_size"]
@@ -51,10 +51,16 @@ def footprint(build: Build) -> Footprint:
                 else:
                     constants += size
     try:
-        stack, deepest = _calls(build).worst(f"{build.name}_run")
+        stack, deepest = _deepest(build)
     except _Unbounded as reason:
         return Footprint(code, constants, statics, None, (), str(reason), build.toolchain.compiler)
     return Footprint(code, constants, statics, stack, deepest, "", build.toolchain.compiler)
+
+
+def _deepest(build: Build) -> tuple[int, tuple[str, ...]]:
+    """The deepest stack of the entry function, and its path; functions of choices share names, so each goes alone."""
+    calls = _calls(build, {f"{choice.name}_run": _deepest(choice) for choice in build.choices})
+    return calls.worst(f"{build.name}_run")
 
 
 class _Unbounded(Exception):
@@ -154,8 +160,11 @@ class _Calls:
         return self.frames[stem]
 
 
-def _calls(build: Build) -> _Calls:
-    """Compile the model with every function in a section of its own, so that relocations name all calls."""
+def _calls(build: Build, known: Mapping[str, tuple[int, tuple[str, ...]]]) -> _Calls:
+    """Compile the model with every function in a section of its own, so that relocations name all calls.
+
+    The deepest stacks of functions in other objects are `known`.
+    """
     with TemporaryDirectory(dir=workspace()) as folder:
         made, sizes = Path(folder, "model.o"), Path(folder, "model.su")
         toolchain = build.toolchain
@@ -181,7 +190,7 @@ def _calls(build: Build) -> _Calls:
         name: max(size, pushed.get(name, 0)) + rounded.get(name, 0) + machine.hidden
         for name, size in stated.items()
     }
-    return _Calls(frames, callees, machine.below)
+    return _Calls(frames, callees, machine.below, dict(known))
 
 
 def _data(build: Build) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from qcompile.calls import Bytes, Calls
 from qcompile.errors import BadInput, VerificationMismatch
 from qcompile.ir import Array, Graph, TensorType, Value
-from qcompile.program import PROGRAM_FILE, emitted
+from qcompile.program import PROGRAM_FILE, Emitted, emitted
 from qcompile.target import Codes, Counts, Piece, Way
 
 from .build import Build, call, first_lines
@@ -24,6 +24,7 @@ _RUN_SECONDS = 900
 _OUTPUTS_ID = 0xFFFFFFFF
 _CALLS_PER_PROCESS = 64
 _TRACED_CALLS_PER_PROCESS = 8
+_ALL = 1 << 62
 
 
 def _cut(data: Bytes, values: Sequence[Value]) -> list[Bytes]:
@@ -33,10 +34,16 @@ def _cut(data: Bytes, values: Sequence[Value]) -> list[Bytes]:
 
 
 class Program:
-    """The emitted program as a process of its own, natively or in an emulator."""
+    """The emitted program as a process of its own, natively or in an emulator.
 
-    def __init__(self, build: Build, graph: Graph) -> None:
+    Where the build chooses among several, `choice` is the one that runs, and `others` run here too.
+    """
+
+    def __init__(
+        self, build: Build, graph: Graph, choice: str = "", others: Sequence[str] = ()
+    ) -> None:
         self.build = build
+        self._choice, self._others = choice, others
         self._graph = graph
         self._calls = Calls(graph)
         self._prepare()
@@ -47,7 +54,7 @@ class Program:
 
     def _speak(self, program: Path, packed: Bytes) -> bytes:
         done = call(
-            [*self.build.toolchain.emulator, str(program)],
+            [*self.build.toolchain.emulator, str(program), *filter(None, [self._choice])],
             seconds=_RUN_SECONDS,
             stdin=packed.tobytes(),
             # Leaks are looked for with ptrace, which containers forbid; the program allocates nothing.
@@ -88,9 +95,13 @@ class Program:
             for (port, value), part in zip(self._graph.outputs, data, strict=True)
         }
 
+    @cached_property
+    def _emitted(self) -> Emitted:
+        return emitted(self.build.folder / self._choice)
+
     def count(self, feeds: Codes) -> Counts:
         """What one call executes in the emulator, layer by layer; ToolchainMissing where it runs natively."""
-        return count(self.build, self._graph, feeds, emitted(self.build.folder).layers)
+        return count(self.build, self._graph, feeds, self._emitted.layers)
 
     def trace(self, feeds: Codes) -> dict[str, Array]:
         """Every stored value by name, and the outputs by port name unless a stored value has that name."""
@@ -118,16 +129,21 @@ class Program:
     @cached_property
     def pieces(self) -> Mapping[str, Piece]:
         """Stored values that are rows of a value of the graph, by their own names."""
-        return emitted(self.build.folder).pieces
+        return self._emitted.pieces
 
     @property
     def ways(self) -> Sequence[Way]:
-        """None: the built program is what ships."""
-        return ()
+        """The same program with another of its choices; none where it makes no choice."""
+        return [Way(other, _ALL, self._other(other)) for other in self._others]
+
+    def _other(self, choice: str) -> Callable[[Codes], tuple[dict[str, Array], str]]:
+        program = Program(self.build, self._graph, choice)
+        return lambda feeds: (program.run(feeds), "")
 
     def _stored_types(self) -> dict[int, tuple[str, TensorType]]:
         """Name and type of every stored value by its trace id; BadInput where one is none of the graph's."""
         kinds = {v.name: v.type for v in self._graph.values()}
+        said = self.build.folder / self._choice / PROGRAM_FILE
         for name, piece in self.pieces.items():
             whole = kinds.get(piece.value)
             if (
@@ -136,18 +152,16 @@ class Program:
                 or not 0 <= piece.first < piece.last <= whole.shape[1]
             ):
                 raise BadInput(
-                    f"{self.build.folder / PROGRAM_FILE} says that {name} is rows {piece.first} to {piece.last} of"
+                    f"{said} says that {name} is rows {piece.first} to {piece.last} of"
                     f" {piece.value}, which has none such: the folder was changed"
                 )
             if name not in kinds:
                 lead, _, *rest = whole.shape
                 kinds[name] = TensorType(whole.dtype, (lead, piece.last - piece.first, *rest))
-        ids = emitted(self.build.folder).values
+        ids = self._emitted.values
         strange = next((name for name in ids if name not in kinds), None)
         if strange is not None:
-            raise BadInput(
-                f"{self.build.folder / PROGRAM_FILE} names a value {strange} that the graph has not"
-            )
+            raise BadInput(f"{said} names a value {strange} that the graph has not")
         return {i: (name, kinds[name]) for name, i in ids.items()}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qcompile.errors import BadInput, ToolchainMissing
 from qcompile.ir import Graph
+from qcompile.options import DISPATCH
 from qcompile.target import (
     ANYWHERE,
     Codes,
@@ -20,24 +21,10 @@ from qcompile.target import (
     Target,
 )
 
-from ..c import build, certify, emit, footprint, run
-from ..c.kernel import Kernel
-from ..c.kernels import PORTABLE
-from . import isa
-from .depthwise import Depthwise
-from .elementwise import Elementwise
-from .gemm import Gemm
-from .isa import HERE
-from .move import Transpose
-from .pool import MaxPool
-from .table import Table
+from ..c import build, certify, footprint, run
+from . import dispatch, isa, program, tune
 
-_CPUS: Sequence[str] = ("generic", "native", *isa.ISAS)
-# As gcc and clang know the generic cpu, and as zig does.
-_GENERIC = ("-march=x86-64",)
-_GENERIC_ZIG = "-mcpu=x86_64"
-# Costs nothing on x86-64, and lets the model be linked into a shared library.
-_PIC = "-fPIC"
+_CPUS: Sequence[str] = ("generic", "native", *isa.ISAS, DISPATCH)
 
 
 def _isa(cpu: str) -> isa.Isa | None:
@@ -56,31 +43,10 @@ def _emitted(folder: Path, cpu: str) -> isa.Isa | None:
     return next(there, known)
 
 
-def _flags(has: isa.Isa | None) -> tuple[str, ...]:
-    return (*(_GENERIC if has is None else has.flags), _PIC)
-
-
-def _toolchain(has: isa.Isa | None) -> build.Toolchain:
-    if (cc := build.find("cc", "gcc", "clang")) is not None:
-        return build.Toolchain(cc, _flags(has), link=("-pthread",), shared=("-shared", "-pthread"))
-    if (zig := build.find_zig()) is not None:
-        cpu = _GENERIC_ZIG if has is None else has.zig
-        return build.Toolchain(zig, (cpu, _PIC), shared=("-shared", "-nostdlib"))
-    raise ToolchainMissing(f"x86 has no compiler here: {build.GET_CC}")
-
-
-def _kernels(has: isa.Isa | None, threads: int) -> Sequence[Kernel]:
-    if has is None:
-        return PORTABLE
-    return (
-        Gemm(has, threads),
-        Depthwise(has, threads),
-        MaxPool(has, threads),
-        Elementwise(has, threads),
-        Table(has),
-        Transpose(has),
-        *PORTABLE,
-    )
+def _build(folder: Path, name: str, cpu: str, options: tuple[str, ...] = ()) -> build.Build:
+    if cpu == DISPATCH:
+        return dispatch.made(folder, name, options)
+    return build.Build(folder, name, program.toolchain(_emitted(folder, cpu)), options)
 
 
 class X86:
@@ -104,37 +70,25 @@ class X86:
     ) -> Lowered:
         """Emit the program; pure."""
         has = _isa(cpu)
-        if has is None and placement.threads > 1:
+        choices: Sequence[build.Choice] = ()
+        if cpu == DISPATCH:
+            model, choices = dispatch.lower(graph, name=name, vectors=vectors, placement=placement)
+        elif has is None and placement.threads > 1:
             raise BadInput(
                 f"--threads needs vectors, and --cpu={cpu} means portable C here, which runs on one processor"
-                f" core; choose one of {', '.join(isa.ISAS)}"
+                f" core; choose one of {', '.join((*isa.ISAS, DISPATCH))}"
             )
-        model = emit.lower(
-            graph,
-            name=name,
-            isa="portable" if has is None else has.name,
-            vectors=vectors,
-            kernels=_kernels(has, placement.threads),
-            placement=placement,
-            hosted=True,
-        )
-        peak = (
-            {}
-            if has is None
-            else {
-                "isa": has.name,
-                "headers": [h.name for h in has.headers],
-                "sums": min(12, has.sums),
-            }
-        )
+        else:
+            model = program.lower(graph, has, name=name, vectors=vectors, placement=placement)
         around = build.support_files(
             graph,
             name=name,
             family=self.name,
-            flags=(*_flags(has), *(("-pthread",) if placement.threads > 1 else ())),
-            own=() if has is None else (HERE / "peak.c.j2",),
-            facts=peak,
+            flags=(*program.flags(has), *(("-pthread",) if placement.threads > 1 else ())),
+            own=() if has is None else (program.PEAK,),
+            facts={} if has is None else program.peak(has),
             model=model.files,
+            choices=choices,
         )
         return replace(model, files={**model.files, **around})
 
@@ -150,31 +104,67 @@ class X86:
                 f"the program is for {has.name}, and this machine's processor lacks {', '.join(lacks)}:"
                 " compile for --cpu=native or --cpu=generic"
             )
-        toolchain = _toolchain(has)
-        if not sanitize:
-            return run.Library(build.Build(folder, name, toolchain), graph)
-        if "ziglang" in toolchain.command:
+        if sanitize and "ziglang" in program.toolchain(has).command:
             raise ToolchainMissing(
                 "the sanitizers need gcc or clang: apt-get install gcc libc6-dev"
             )
-        return run.Program(build.Build(folder, name, toolchain, build.SANITIZE), graph)
+        made = _build(folder, name, cpu, build.SANITIZE if sanitize else ())
+        way = run.Program if sanitize else run.Library
+        if cpu != DISPATCH:
+            return way(made, graph)
+        first, *others = dispatch.runnable()
+        return way(made, graph, first, others)
 
     def certify(self, folder: Path, *, name: str, cpu: str) -> FloatCertificate:
-        """Build the model's object and look for floating point in it."""
-        model = build.Build(folder, name, _toolchain(_emitted(folder, cpu))).model
-        return certify.inspect(model.read_bytes(), "model.o")
+        """Build the model's objects and look for floating point in them."""
+        made = _build(folder, name, cpu)
+        found = [
+            certify.inspect(path.read_bytes(), label)
+            for path, label in zip(made.models, _labels(made), strict=True)
+        ]
+        return FloatCertificate(
+            sum(f.instructions for f in found), tuple(line for f in found for line in f.findings)
+        )
 
     def footprint(self, folder: Path, *, name: str, cpu: str) -> Footprint:
-        """Build the model's object and measure it."""
-        return footprint.footprint(build.Build(folder, name, _toolchain(_emitted(folder, cpu))))
+        """Build the model's objects and measure them."""
+        return footprint.footprint(_build(folder, name, cpu))
+
+    def machine(self) -> str:
+        """Processor and compiler."""
+        return f"{isa.processor()}; {program.toolchain(None).compiler}"
+
+    def tune(
+        self, graph: Graph, *, cpu: str, placement: Placement, known: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The tiles of every program that this machine can run."""
+        has = _isa(cpu)
+        if cpu == DISPATCH:
+            wanted = [one for one in isa.ISAS.values() if one.needs <= isa.features()]
+        elif has is None:
+            raise BadInput(
+                f"--tune is for programs with vectors, and --cpu={cpu} means portable C here; choose one of"
+                f" {', '.join((*isa.ISAS, DISPATCH))}"
+            )
+        else:
+            wanted = [has]
+        tiles: dict[str, str] = {}
+        for one in wanted:
+            tiles |= tune.tune(graph, one, placement=placement, known=known)
+        return tiles
 
     def missing(self) -> Sequence[str]:
         """What building and running here still needs."""
         try:
-            _toolchain(None)
+            program.toolchain(None)
         except ToolchainMissing as lack:
             return (str(lack),)
         return ()
+
+
+def _labels(made: build.Build) -> list[str]:
+    """What the objects are called in findings."""
+    return ["model.o", *(f"{choice.folder.name}/model.o" for choice in made.choices)]
 
 
 TARGETS: Mapping[str, Target] = {"x86": X86()}

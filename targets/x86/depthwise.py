@@ -8,8 +8,8 @@ gave the channels. Where channels are few, a register holds those of several pix
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ..c.window import Window, window_of
 from .epilogue import Epilogue, fits
 from .isa import HERE, Isa
 from .sweep import Sweep, sweep_of
+from .tunable import chosen
 
 _FOUR = 4
 _FLIP = 128
@@ -54,16 +55,22 @@ class Tile:
         """The taps of every different operand of a product."""
         return tuple(dict.fromkeys(taps for _, _, taps in self.products))
 
+    def __str__(self) -> str:
+        upright = any(len({row for row, _ in group}) > 1 for group in self.groups)
+        how = [f"{self.rows}x{self.columns}", *["joined"] * self.joined, *["upright"] * upright]
+        return " ".join(how)
+
 
 @dataclass(frozen=True)
 class Depthwise:
     """int8 weights by 8-bit activations, one channel a group, and the Rescale that reads the sums.
 
-    A SumPool is one whose weights are 1.
+    A SumPool is one whose weights are 1. Layers whose signatures are in `tuned` have those tiles.
     """
 
     isa: Isa
     threads: int = 1
+    tuned: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -95,15 +102,15 @@ class Depthwise:
 
     def shares(self, step: Step) -> bool:
         """See Shared."""
-        return self._sweep(step.node).shared
+        return self._sweep(step).shared
 
     def cost(self, step: Step) -> int:
         """Cycles by the model."""
-        return int(tile_of(self.isa, window_of(step.node))[1])
+        return int(ranked(self.isa, window_of(step.node))[0][1])
 
     def scratch(self, step: Step) -> Scratch:
         """The rows of the image that a tile needs."""
-        return self._sweep(step.node).scratch
+        return self._sweep(step).scratch
 
     def reuses(self, step: Step) -> tuple[Value, ...]:
         """None: the result may trail its operand, as `raster` says."""
@@ -111,7 +118,7 @@ class Depthwise:
 
     def raster(self, step: Step) -> int | None:
         """The rows of a tile: all they need is copied first."""
-        return self._sweep(step.node).rows * window_of(step.node).x.out
+        return self._sweep(step).rows * window_of(step.node).x.out
 
     def packed(self, step: Step) -> tuple[Value, ...]:
         """Weights and bias."""
@@ -120,8 +127,8 @@ class Depthwise:
     def body(self, layer: Layer) -> str:
         """See the template."""
         node = layer.step.node
-        x, window, sweep = node.inputs[0], window_of(node), self._sweep(node)
-        tile, _ = tile_of(self.isa, window)
+        x, sweep = node.inputs[0], self._sweep(layer.step)
+        tile = self._tile(layer.step)
         flip = _FLIP if x.type.dtype.signed else 0
         weights, bias, border = _filter(node)
         woven = Woven(layer, self.isa, order=tuple(self._order(sweep).tolist()))
@@ -153,8 +160,27 @@ class Depthwise:
             at=at,
         )
 
-    def _sweep(self, node: Node) -> Sweep:
-        tile, _ = tile_of(self.isa, window_of(node))
+    def signature(self, step: Step) -> str:
+        """See Tunable."""
+        window, out = window_of(step.node), step.output.type.dtype
+        axes = (
+            f"{a.size} by {a.kernel} every {a.stride} dilated {a.dilation} to {a.out}"
+            for a in (window.y, window.x)
+        )
+        return (
+            f"{self.name} {type(step.node.op).__name__} {step.node.inputs[0].type.dtype} to {out}:"
+            f" {window.batch} of {window.channels}, {', '.join(axes)}, threads {self.threads}"
+        )
+
+    def tiles(self, step: Step) -> list[str]:
+        """See Tunable."""
+        return list(dict.fromkeys(str(tile) for tile, _ in ranked(self.isa, window_of(step.node))))
+
+    def _tile(self, step: Step) -> Tile:
+        return chosen(self, step, ranked(self.isa, window_of(step.node)), self.tuned)
+
+    def _sweep(self, step: Step) -> Sweep:
+        node, tile = step.node, self._tile(step)
         return sweep_of(
             node, _FOUR * self.isa.lanes, tile.rows, tile.columns, tile.joined, self.threads
         )
@@ -235,12 +261,10 @@ def _bias(weights: Array, bias: Array, flip: int) -> NDArray[np.int32]:
 
 
 @lru_cache(maxsize=4096)
-def tile_of(isa: Isa, window: Window) -> tuple[Tile, float]:
-    """The fastest tile by the model, and the cycles of the layer with it."""
-    return min(
-        ((tile, _cycles(isa, window, tile)) for tile in _tiles(isa, window)),
-        key=lambda found: found[1],
-    )
+def ranked(isa: Isa, window: Window) -> tuple[tuple[Tile, float], ...]:
+    """All tiles and the cycles of the layer with each by the model, the fastest first."""
+    found = [(tile, _cycles(isa, window, tile)) for tile in _tiles(isa, window)]
+    return tuple(sorted(found, key=lambda f: f[1]))
 
 
 def _tiles(isa: Isa, window: Window) -> Iterator[Tile]:

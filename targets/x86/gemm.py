@@ -7,9 +7,8 @@ be read beyond the image, are copied once; the sums stay in registers until they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +22,15 @@ from ..c.text import affine, at, c_type, render
 from ..c.window import window_of
 from .epilogue import Epilogue, fits
 from .isa import HERE, Isa
+from .tiles import Tile, parts, ranked
+from .tunable import chosen
 
 _FLIP = 128
 _WORD = 4
 """Bytes of activations that one instruction multiplies in each lane."""
 
-_WIDEST = 14
 _WORTH = 1 << 16
 """Multiply-accumulates that are worth a meeting of threads."""
-
-_LATENCY = 5.0
-"""Cycles before a sum may be added to again."""
-_BROADCAST = 0.5
-"""Cycles of loading one word to all lanes, whatever their number."""
-
 
 Span = tuple[int, int, int]
 """First and end of a loop, and how many positions each step takes."""
@@ -71,20 +65,6 @@ class Problem:
     def steps(self) -> int:
         """Products of four in one sum."""
         return len(self.offsets) * len(self.offsets[0]) * -(-self.run // self.at_once)
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """What the registers hold at once: `rows` x `columns` output pixels by `vectors` of channels."""
-
-    rows: int
-    columns: int
-    vectors: int
-
-    @property
-    def sums(self) -> int:
-        """Registers of sums."""
-        return self.rows * self.columns * self.vectors
 
 
 def problem(step: Step) -> Problem:
@@ -128,55 +108,16 @@ def problem(step: Step) -> Problem:
     )  # fmt: skip
 
 
-def _cycles(isa: Isa, tile: Tile, steps: int, vectors: int) -> float:
-    """What one tile takes, `vectors` of its channels being there."""
-    pixels = tile.rows * tile.columns
-    loads = vectors * isa.load_cost + pixels * _BROADCAST
-    work = pixels * vectors * isa.dot_cost + (pixels + vectors) * isa.work
-    inner = max(work, loads, _LATENCY * isa.dot_cost)
-    return steps * (inner + 0.5) + pixels * vectors * isa.epilogue_cost + 12
-
-
-def _parts(total: int, size: int) -> list[tuple[int, int]]:
-    """(how many, how large) of the whole parts and the rest."""
-    return [p for p in ((total // size, size), (1, total % size)) if p[0] and p[1]]
-
-
-@lru_cache(maxsize=4096)
-def tile_of(isa: Isa, height: int, width: int, outputs: int, steps: int) -> tuple[Tile, float]:
-    """The fastest tile by the model, and the cycles of an image's channels with it."""
-    vectors = -(-outputs // isa.lanes)
-    best: tuple[float, int, Tile] | None = None
-    for tile in _tiles(isa, height, width, vectors):
-        cycles = sum(
-            many_v * many_r * many_c * _cycles(isa, Tile(r, c, v), steps, v)
-            for many_v, v in _parts(vectors, tile.vectors)
-            for many_r, r in _parts(height, tile.rows)
-            for many_c, c in _parts(width, tile.columns)
-        )
-        found = (cycles, -tile.sums, tile)
-        if best is None or found[:2] < best[:2]:
-            best = found
-    assert best is not None
-    return best[2], best[0]
-
-
-def _tiles(isa: Isa, height: int, width: int, vectors: int) -> Iterator[Tile]:
-    for v in range(1, min(vectors, isa.sums // 2, 8) + 1):
-        for columns in range(1, min(width, _WIDEST) + 1):
-            most = min(height, _WIDEST // columns) if columns == width else 1
-            for rows in range(1, most + 1):
-                tile = Tile(rows, columns, v)
-                if tile.sums + v * isa.held <= isa.sums:
-                    yield tile
-
-
 @dataclass(frozen=True)
 class Gemm:
-    """int8 weights by 8-bit or int16 activations, with the Rescale that reads the sums, by `threads` together."""
+    """int8 weights by 8-bit or int16 activations, with the Rescale that reads the sums, by `threads` together.
+
+    A layer whose signature is in `tuned` has that tile, every other the fastest by the model.
+    """
 
     isa: Isa
     threads: int = 1
+    tuned: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -204,7 +145,7 @@ class Gemm:
     def cost(self, step: Step) -> int:
         """Cycles by the model, in the unit of the portable kernels' costs."""
         p = problem(step)
-        _, cycles = tile_of(_isa(self.isa, step), p.height, p.width, p.outputs, p.steps)
+        _, cycles = self._ranked(step)[0]
         copied = p.batch * p.plane // 32 if p.copied else 0
         return int(cycles) * p.batch * p.groups + copied
 
@@ -234,7 +175,7 @@ class Gemm:
         p = problem(step)
         x = node.inputs[0]
         isa = _isa(self.isa, step)
-        tile, _ = tile_of(isa, p.height, p.width, p.outputs, p.steps)
+        tile = chosen(self, step, self._ranked(step), self.tuned)
         weights, bias = constant(node, 1), constant(node, 2)
         byte = x.type.dtype.bytes == 1
         flip = byte and x.type.dtype.signed
@@ -276,6 +217,24 @@ class Gemm:
             at=at,
         )
 
+    def signature(self, step: Step) -> str:
+        """See Tunable."""
+        p, node = problem(step), step.node
+        window = f"{len(p.offsets)}x{len(p.offsets[0])}x{p.run} every {p.down}, {p.across}"
+        return (
+            f"{self.name} {_isa(self.isa, step).dot} {node.inputs[0].type.dtype} to {step.output.type.dtype}:"
+            f" {p.batch}x{p.height}x{p.width} of {p.pixel}, window {window}, {p.outputs} outputs, groups {p.groups},"
+            f" copied {int(p.copied)}, terms {len(step.terms)}, threads {self.threads}"
+        )
+
+    def tiles(self, step: Step) -> list[str]:
+        """See Tunable."""
+        return [str(tile) for tile, _ in self._ranked(step)]
+
+    def _ranked(self, step: Step) -> tuple[tuple[Tile, float], ...]:
+        p = problem(step)
+        return ranked(_isa(self.isa, step), p.height, p.width, p.outputs, p.steps)
+
     def _shared(self, p: Problem, tile: Tile, weights: int) -> str:
         """The loop whose steps threads divide most evenly: over channels `o`, rows `oy` or columns `ox` of the result.
 
@@ -300,7 +259,7 @@ class Gemm:
         """(vectors in each, span of channels) of the loops over blocks; a span of the last channels may be narrower."""
         lanes, first = self.isa.lanes, 0
         found: list[tuple[int, Span]] = []
-        for many, vectors in _parts(-(-p.outputs // lanes), tile.vectors):
+        for many, vectors in parts(-(-p.outputs // lanes), tile.vectors):
             width = vectors * lanes
             whole = min(many, (p.outputs - first) // width)
             if whole:
@@ -319,16 +278,16 @@ class Gemm:
         deep = -(-p.run // p.at_once) * p.at_once
         more = self._padded(p.outputs) - p.outputs
         filled = np.pad(runs, ((0, 0), (0, more), (0, 0), (0, deep - runs.shape[-1])))
-        parts = []
+        blocks = []
         for group in filled:
             first = 0
-            for many, vectors in _parts(len(group) // self.isa.lanes, tile.vectors):
+            for many, vectors in parts(len(group) // self.isa.lanes, tile.vectors):
                 width = vectors * self.isa.lanes
                 for _ in range(many):
                     block = group[first : first + width].reshape(width, -1, p.at_once)
-                    parts.append(block.transpose(1, 0, 2).ravel())
+                    blocks.append(block.transpose(1, 0, 2).ravel())
                     first += width
-        return np.concatenate(parts)
+        return np.concatenate(blocks)
 
     def _bias(self, p: Problem, weights: Array, bias: Array, flip: bool) -> NDArray[np.int32]:
         """Of flipped activations, 128 sums of the weights are taken off; the sum wraps as the products' does."""

@@ -107,11 +107,24 @@ def features() -> frozenset[str]:
     """What this machine's processor has, in the words of /proc/cpuinfo; nothing where there is none."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return frozenset()
+    return frozenset(_said().get("flags", "").split())
+
+
+def processor() -> str:
+    """Which processor this machine has."""
+    said = _said()
+    numbers = [f"{key} {said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
+    return ", ".join([said.get("model name", platform.machine()), *numbers])
+
+
+def _said() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
-        return frozenset()
-    return frozenset(next((line.split() for line in lines if line.startswith("flags")), ()))
+        return {}
+    rows = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in rows}
 
 
 def native() -> Isa | None:

@@ -14,7 +14,7 @@ from qcompile.targets.c.kernel import Step
 from qcompile.targets.c.kernels import PORTABLE
 from qcompile.targets.c.window import window_of
 from qcompile.targets.x86 import isa
-from qcompile.targets.x86.depthwise import Depthwise, tile_of
+from qcompile.targets.x86.depthwise import Depthwise, ranked
 from tests.native import check
 from tests.targets.test_mve_kernels import Maker
 from tests.targets.test_x86_gemm import way
@@ -136,7 +136,7 @@ def test_a_small_image_has_the_channels_of_several_pixels_in_a_register() -> Non
         w, b = maker.weights(channels, 3, 3, 1), maker.bias(channels)
         total = maker.graph.add(op, x, w, b, name="d")
         assert total.producer is not None
-        found, _ = tile_of(isa.AVX512_VNNI, window_of(total.producer))
+        found, _ = ranked(isa.AVX512_VNNI, window_of(total.producer))[0]
         return found.joined, len(found.weights)
 
     assert tile(8)[0]

@@ -22,12 +22,11 @@ from qcompile import target as families
 from qcompile.errors import ToolchainMissing, VerificationMismatch
 from qcompile.ir import Array, DType, Graph, Port, TensorType, Value, arith, ops
 from qcompile.ir.proof import prove
-from qcompile.targets import x86
 from qcompile.targets.c import build, certify, run
 from qcompile.targets.c.emit import fuse, lower
 from qcompile.targets.c.kernel import Kernel, Step
 from qcompile.targets.c.kernels import PORTABLE
-from qcompile.targets.x86 import isa
+from qcompile.targets.x86 import isa, program
 from qcompile.targets.x86.gemm import Gemm, _isa
 from tests.native import SANITIZED, check
 from tests.strategies import WEIGHTS, Maker
@@ -268,7 +267,7 @@ def test_only_sums_that_stay_in_16_bits_take_the_saturating_product(
 def listing(folder: Path, has: isa.Isa | None) -> str:
     """The disassembled model."""
     decode = certify.decoder("EM_X86_64", "model.o")
-    with build.Build(folder, NAME, x86._toolchain(has)).model.open("rb") as file:
+    with build.Build(folder, NAME, program.toolchain(has)).model.open("rb") as file:
         sections = [s for s in ELFFile(file).iter_sections() if s["sh_flags"] & 4]
         return "\n".join(at.text for s in sections for at in decode(s.data(), 0))
 
@@ -324,7 +323,7 @@ def test_avx2_code_runs_in_the_emulator_of_a_processor_that_has_it_and_of_no_oth
     tmp_path: Path,
 ) -> None:
     g, folder = network(), emitted(tmp_path, "x86", "avx2")
-    chain = replace(x86._toolchain(isa.AVX2), link=("-static",))
+    chain = replace(program.toolchain(isa.AVX2), link=("-static",))
 
     def under(cpu: str) -> Mapping[str, Array]:
         emulator = ("qemu-x86_64", "-cpu", cpu)

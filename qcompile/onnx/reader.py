@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from qcompile.errors import BadInput, Unsupported
+from qcompile.onnx.classical import in_standard_operators
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest model read, external data included: what one protobuf message can hold."""
@@ -47,6 +48,7 @@ def read(
         raise BadInput(f"{what} is not an ONNX model: it holds no graph")
     _refuse_broken_text(model, what)
     _load_external(model, folder, MAX_MODEL_BYTES - len(data))
+    in_standard_operators(model)
     refuse_foreign_operators(model, domains)
     _refuse_expansion(model)
     return model

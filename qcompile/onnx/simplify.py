@@ -26,6 +26,7 @@ from onnxscript import optimizer
 from qcompile.errors import BadInput, QcompileError, Unsupported
 from qcompile.onnx.edit import Editor, constant, dims, operand, reshape_target, static
 from qcompile.onnx.reader import MAX_NODES
+from qcompile.onnx.unroll import unroll
 
 OPSET = 21
 """Every graph after the front door is of this ONNX opset."""
@@ -65,6 +66,7 @@ def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     for output in outputs:
         output.ClearField("shape")
     proto = _convert(_infer(_inline(proto)))
+    unroll(proto.graph)
     model = ir.from_proto(_infer(proto))
     model.ir_version = IR_VERSION
     try:

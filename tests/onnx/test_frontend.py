@@ -309,7 +309,7 @@ def test_training_mode() -> None:
 
 def test_loops() -> None:
     body = helper.make_graph(
-        [make_node("Identity", ["c"], ["d"]), make_node("Relu", ["v"], ["w"])],
+        [make_node("Not", ["c"], ["d"]), make_node("Relu", ["v"], ["w"])],
         "body",
         [
             make_tensor_value_info(n, t, d)

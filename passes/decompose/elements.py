@@ -101,16 +101,22 @@ def prelu(e: Expression) -> ir.Value | None:
 
 
 def power(e: Expression) -> ir.Value | None:
-    """Pow by a constant tensor of one number -> by that number; others of computed exponents are refused."""
-    exponent = e.constant(1, "exponents")
-    assert exponent is not None
+    """Pow by a constant tensor of one number -> by that number; x ** y of positive x -> exp(y * log(x))."""
+    x, exponent = e.input(0), constant(e.input(1))
+    if exponent is None:
+        base = constant(x)
+        if base is None:
+            return e.unary("Exp", e.binary("Mul", e.unary("Log", x), e.input(1)))
+        if (np.asarray(base, np.float64) <= 0).any():
+            raise e.refuse("of bases that are not positive has no integer form here")
+        logarithms = e.floats(np.log(np.asarray(base, np.float64)), "logarithms")
+        return e.unary("Exp", e.binary("Mul", e.input(1), logarithms))
     if exponent.size == 1:
         return None
     if np.ptp(np.asarray(exponent, np.float64)):
-        raise e.refuse("with different exponents has no integer form here")
-    return e.op(
-        "Pow", e.input(0), e.floats(exponent.reshape(-1)[0], "exponent"), shape=e.shape(e.input(0))
-    )
+        logarithm = e.unary("Log", x)
+        return e.unary("Exp", e.times(logarithm, np.asarray(exponent, np.float64)))
+    return e.op("Pow", x, e.floats(float(exponent.reshape(-1)[0]), "exponent"), shape=e.shape(x))
 
 
 def add_all(e: Expression) -> ir.Value | None:

@@ -6,11 +6,11 @@ indices) stay integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx
 import onnx.defs
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from qcompile.errors import Unsupported
 
@@ -23,8 +23,8 @@ _WHOLE = frozenset(
 )  # fmt: skip
 
 _SAME_FOR_REALS = frozenset(
-    """Abs Add Clip Concat DepthToSpace Expand Flatten Gather Identity Max MaxPool Min Mul Neg Pad ReduceMax ReduceMin
-    ReduceSum Relu Reshape Slice SpaceToDepth Split Squeeze Sub Sum Tile Transpose Unsqueeze""".split()
+    """Abs Add Clip Concat DepthToSpace Expand Flatten Gather Identity Max MaxPool Min Mul Neg Pad Pow ReduceMax
+    ReduceMin ReduceSum Relu Reshape Slice SpaceToDepth Split Squeeze Sub Sum Tile Transpose Unsqueeze""".split()
 )
 """Operators that make of integers what they make of the same real numbers, as long as nothing overflows."""
 
@@ -66,8 +66,12 @@ def _to_float32(tensor: TensorProto) -> None:
 def _follow(graph: onnx.GraphProto, whole: set[str], version: int) -> None:
     """What is made of fed integers is real too, and so is every constant that meets it."""
     constants = {t.name: t for t in graph.initializer}
-    for node in graph.node:
+    for node in list(graph.node):
         if not whole & set(node.input):
+            continue
+        if node.op_type == "Div" and not node.domain:
+            whole.add(node.output[0])
+            _truncated(graph, node, constants)
             continue
         if node.op_type == "Cast":
             to = next(a.i for a in node.attribute if a.name == "to")
@@ -102,6 +106,26 @@ def _follow(graph: onnx.GraphProto, whole: set[str], version: int) -> None:
     for value in graph.output:
         if value.name in whole:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def _truncated(
+    graph: onnx.GraphProto, node: onnx.NodeProto, constants: Mapping[str, TensorProto]
+) -> None:
+    """Integers are divided towards zero: the sign of the quotient times the floor of its amount."""
+    for name in node.input:
+        if name in constants and constants[name].data_type in _WHOLE:
+            _to_float32(constants[name])
+    y = node.output[0]
+    node.output[0] = f"{y}.quotient"
+    steps = [
+        helper.make_node("Abs", [f"{y}.quotient"], [f"{y}.amount"], f"{y}.amount"),
+        helper.make_node("Floor", [f"{y}.amount"], [f"{y}.floor"], f"{y}.floor"),
+        helper.make_node("Sign", [f"{y}.quotient"], [f"{y}.sign"], f"{y}.sign"),
+        helper.make_node("Mul", [f"{y}.sign", f"{y}.floor"], [y], f"{y}.truncated"),
+    ]
+    place = list(graph.node).index(node) + 1
+    for i, step in enumerate(steps):
+        graph.node.insert(place + i, step)
 
 
 def _formal(schema: onnx.defs.OpSchema, index: int) -> str:

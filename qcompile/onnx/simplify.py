@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ import onnx.checker
 import onnx.defs
 import onnx.helper
 import onnx.inliner
+import onnx.numpy_helper
 import onnx.shape_inference
 import onnx.version_converter
 import onnx_ir as ir
@@ -126,14 +128,22 @@ def _relabelled(proto: onnx.ModelProto, version: int) -> bool:
         return attributes, [[(p.name, str(p.option)) for p in ps] for ps in (s.inputs, s.outputs)]
 
     for node in proto.graph.node:
-        if node.domain not in ("", "ai.onnx") or node.op_type == "Swish":
+        if node.domain not in ("", "ai.onnx") or node.op_type in ("Swish", "SpaceToDepth"):
             continue
         try:
             if form(node.op_type, version) != form(node.op_type, OPSET):
                 return False
         except onnx.defs.SchemaError:
             return False
-    nodes = [part for node in proto.graph.node for part in _spelled_out(node)]
+    shapes = {
+        v.name: v.type.tensor_type.shape.dim for v in (*proto.graph.input, *proto.graph.value_info)
+    }
+    nodes: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
+        made = _spelled_out(node, shapes)
+        if made is None:
+            return False
+        nodes += made
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     for opset in proto.opset_import:
@@ -146,8 +156,12 @@ def _relabelled(proto: onnx.ModelProto, version: int) -> bool:
     return True
 
 
-def _spelled_out(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Swish, which came with opset 24, in older operators."""
+def _spelled_out(
+    node: onnx.NodeProto, shapes: Mapping[str, Sequence[onnx.TensorShapeProto.Dimension]]
+) -> list[onnx.NodeProto] | None:
+    """Swish (opset 24) and SpaceToDepth by columns (opset 28) in older operators; None where a size is unknown."""
+    if node.op_type == "SpaceToDepth":
+        return _space_to_depth(node, shapes)
     if node.op_type != "Swish":
         return [node]
     alpha = next((a.f for a in node.attribute if a.name == "alpha"), 1.0)
@@ -160,6 +174,31 @@ def _spelled_out(node: onnx.NodeProto) -> list[onnx.NodeProto]:
         ),
         onnx.helper.make_node("Sigmoid", [f"{y}.scaled"], [f"{y}.gate"], f"{node.name}.gate"),
         onnx.helper.make_node("Mul", [node.input[0], f"{y}.gate"], [y], node.name),
+    ]
+
+
+def _space_to_depth(
+    node: onnx.NodeProto, shapes: Mapping[str, Sequence[onnx.TensorShapeProto.Dimension]]
+) -> list[onnx.NodeProto] | None:
+    """The channels of one block stand together with mode CRD, those of one place without."""
+    mode = next((a for a in node.attribute if a.name == "mode"), None)
+    if mode is None:
+        return [node]
+    node.attribute.remove(mode)
+    if mode.s == b"DCR":
+        return [node]
+    dims_ = shapes.get(node.input[0], ())
+    if len(dims_) != 4 or not dims_[1].dim_value:
+        return None
+    block = next(a.i for a in node.attribute if a.name == "blocksize")
+    y, channels = node.output[0], dims_[1].dim_value
+    order = np.arange(channels * block**2).reshape(-1, channels).T.reshape(-1)
+    node.output[0] = f"{y}.blocks"
+    indices = onnx.numpy_helper.from_array(order, f"{y}.order")
+    return [
+        node,
+        onnx.helper.make_node("Constant", [], [f"{y}.order"], f"{y}.order", value=indices),
+        onnx.helper.make_node("Gather", [f"{y}.blocks", f"{y}.order"], [y], f"{y}.moved", axis=1),
     ]
 
 

@@ -23,8 +23,8 @@ class Recurrence:
         a = e.node.attributes
         self.e = e
         self.batch_first = a.get_int("layout", 0) == 1
-        self.x = e.transpose(e.input(0), (1, 0, 2)) if self.batch_first else e.input(0)
-        self.steps, self.rows, self.width = e.sizes(self.x)
+        self.x = e.input(0) if self.batch_first else e.transpose(e.input(0), (1, 0, 2))
+        self.rows, self.steps = e.shape(self.x)[0], e.size(self.x, 1)
         self.weight, self.recurrent = self._constant(1), self._constant(2)
         self.hidden = self.recurrent.shape[2]
         self.directions = len(self.weight)
@@ -59,21 +59,21 @@ class Recurrence:
         value = operand(self.e.node, index)
         if value is None:
             return None
-        axis = 1 if self.batch_first else 0
         array = constant(value)
         if array is not None:
+            axis = 1 if self.batch_first else 0
             state = np.take(np.asarray(array, np.float32), direction, axis=axis)
             return self.e.floats(state, f"state{index}") if state.any() else None
+        states = value if self.batch_first else self.e.transpose(value, (1, 0, 2))
         return self.e.reshape(
-            self.e.slice(value, axis, direction, direction + 1), (self.rows, self.hidden)
+            self.e.slice(states, 1, direction, direction + 1), (self.rows, self.hidden)
         )
 
     def projected(self, weight: Floats, bias: Floats) -> Callable[[int], ir.Value]:
         """The input times weights [gates * hidden, width] plus bias, by step."""
         e = self.e
-        flat = e.reshape(self.x, (self.steps * self.rows, self.width))
-        made = e.plus(e.matmul(flat, weight.T), bias)
-        return lambda t: e.slice(made, 0, t * self.rows, (t + 1) * self.rows)
+        made = e.plus(e.matmul(self.x, weight.T), bias)
+        return lambda t: e.reshape(e.slice(made, 1, t, t + 1), (self.rows, len(bias)))
 
     def gate(self, sums: ir.Value, index: int) -> ir.Value:
         """The columns of one gate, clipped where the node says so."""
@@ -131,19 +131,19 @@ class Recurrence:
         self, states: list[list[ir.Value]], lasts: list[list[ir.Value]]
     ) -> list[ir.Value | None]:
         """Y of states by direction and time, then every last state, as the node's outputs."""
-        e, shape = self.e, (self.rows, self.hidden)
+        e, n, hidden = self.e, self.rows, self.hidden
         found: list[ir.Value | None] = [None]
         used = [bool(v.uses()) or v.is_graph_output() for v in e.node.outputs]
         if used[0]:
-            ways = [e.concat([e.reshape(h, (1, 1, *shape)) for h in row], 0) for row in states]
-            y = e.concat(ways, 1)
-            found[0] = e.transpose(y, (2, 0, 1, 3)) if self.batch_first else y
+            ways = [e.concat([e.reshape(h, (n, 1, 1, hidden)) for h in row], 1) for row in states]
+            y = e.concat(ways, 2)
+            found[0] = y if self.batch_first else e.transpose(y, (1, 2, 0, 3))
         for i, row in enumerate(lasts):
             if i + 1 >= len(used) or not used[i + 1]:
                 found.append(None)
                 continue
-            last = e.concat([e.reshape(h, (1, *shape)) for h in row], 0)
-            found.append(e.transpose(last, (1, 0, 2)) if self.batch_first else last)
+            last = e.concat([e.reshape(h, (n, 1, hidden)) for h in row], 1)
+            found.append(last if self.batch_first else e.transpose(last, (1, 0, 2)))
         return found[: len(used)]
 
 

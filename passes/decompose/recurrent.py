@@ -76,15 +76,18 @@ class Recurrence:
         return lambda t: e.reshape(e.slice(made, 1, t, t + 1), (self.rows, len(bias)))
 
     def gate(self, sums: ir.Value, index: int) -> ir.Value:
-        """The columns of one gate, clipped where the node says so."""
-        part = self.e.slice(sums, 1, index * self.hidden, (index + 1) * self.hidden)
+        """The columns of one gate."""
+        return self.e.slice(sums, 1, index * self.hidden, (index + 1) * self.hidden)
+
+    def _clipped(self, step: Step) -> Step:
+        """A function of what lies within the node's limits."""
         if not self.clip:
-            return part
-        limits = self.e.floats(-self.clip, "low"), self.e.floats(self.clip, "high")
-        return self.e.op("Clip", part, *limits, shape=self.e.shape(part))
+            return step
+        e, limits = self.e, [self.e.floats(n, "limit") for n in (-self.clip, self.clip)]
+        return lambda x: step(e.op("Clip", x, *limits, shape=e.shape(x)))
 
     def activations(self, defaults: Sequence[str], direction: int) -> list[Step]:
-        """The functions of one direction."""
+        """The functions of one direction, of operands that are clipped where the node says so."""
         a, count = self.e.node.attributes, len(defaults)
         names = [*(a.get_strings("activations") or [*defaults] * self.directions)]
         alphas, betas = (
@@ -92,7 +95,7 @@ class Recurrence:
         )
         made: list[Step] = []
         for i, name in enumerate(names):
-            made.append(self._function(name, alphas, betas))
+            made.append(self._clipped(self._function(name, alphas, betas)))
             if i >= (direction + 1) * count:
                 break
         return made[direction * count : (direction + 1) * count]
@@ -156,24 +159,29 @@ def lstm(e: Expression) -> list[ir.Value | None]:
     for d in range(r.directions):
         f, g, h_of = r.activations(("Sigmoid", "Tanh", "Tanh"), d)
         project = r.projected(r.weight[d], r.bias[d][: 4 * n] + r.bias[d][4 * n :])
+        own = e.floats(r.recurrent[d].T, "recurrent")
         h, c = r.initial(5, d), r.initial(6, d)
         pi, po, pf = np.split(np.zeros(3 * n) if peep is None else peep[d], 3)
         row: dict[int, ir.Value] = {}
         for t in r.order(d):
             sums = project(t)
             if h is not None:
-                sums = e.binary("Add", e.matmul(h, r.recurrent[d].T), sums)
+                sums = e.tied(e.binary("Add", e.matmul(h, own), sums), f"{d} sums")
             i, o, forget, new = (r.gate(sums, k) for k in range(4))
             if c is not None and peep is not None:
-                i = e.binary("Add", i, e.times(c, pi))
-                forget = e.binary("Add", forget, e.times(c, pf))
-            i = f(i)
-            forget = e.plus(e.times(i, -1.0), 1.0) if coupled else f(forget)
-            new = e.binary("Mul", i, g(new))
-            c = new if c is None else e.binary("Add", e.binary("Mul", forget, c), new)
+                i = e.tied(e.binary("Add", i, e.times(c, pi)), f"{d} into i")
+                forget = e.tied(e.binary("Add", forget, e.times(c, pf)), f"{d} into f")
+            i = e.tied(f(i), f"{d} i")
+            forget = e.tied(e.plus(e.times(i, -1.0), 1.0) if coupled else f(forget), f"{d} f")
+            new = e.tied(e.binary("Mul", i, e.tied(g(new), f"{d} g")), f"{d} new")
+            if c is not None:
+                kept = e.tied(e.binary("Mul", forget, c), f"{d} kept")
+                new = e.binary("Add", kept, new)
+            c = e.tied(new, f"{d} c")
             if peep is not None:
-                o = e.binary("Add", o, e.times(c, po))
-            h = row[t] = e.binary("Mul", f(o), h_of(c))
+                o = e.tied(e.binary("Add", o, e.times(c, po)), f"{d} into o")
+            shown = e.tied(h_of(c), f"{d} shown")
+            h = row[t] = e.tied(e.binary("Mul", e.tied(f(o), f"{d} o"), shown), f"{d} h")
         assert h is not None
         assert c is not None
         states.append([row[t] for t in range(r.steps)])
@@ -192,7 +200,8 @@ def gru(e: Expression) -> list[ir.Value | None]:
         wb, rb = r.bias[d][: 3 * n], r.bias[d][3 * n :]
         inner = np.concatenate((rb[: 2 * n], np.zeros(n) if linear else rb[2 * n :]))
         project = r.projected(r.weight[d], wb + inner)
-        gates, own = r.recurrent[d][: 2 * n].T, r.recurrent[d][2 * n :].T
+        gates = e.floats(r.recurrent[d][: 2 * n].T, "gates")
+        own = e.floats(r.recurrent[d][2 * n :].T, "recurrent")
         h = r.initial(5, d)
         row: dict[int, ir.Value] = {}
         for t in r.order(d):
@@ -201,20 +210,27 @@ def gru(e: Expression) -> list[ir.Value | None]:
             if h is None:
                 z = f(r.gate(sums, 0))
                 if linear and rb[2 * n :].any():
-                    reset = f(r.gate(sums, 1))
+                    reset = e.tied(f(r.gate(sums, 1)), f"{d} r")
                     new = e.binary("Add", new, e.times(reset, rb[2 * n :]))
             else:
                 both = e.binary("Add", e.matmul(h, gates), e.slice(sums, 1, 0, 2 * n))
-                z, reset = f(r.gate(both, 0)), f(r.gate(both, 1))
+                e.tied(both, f"{d} sums")
+                z = f(r.gate(both, 0))
+                reset = e.tied(f(r.gate(both, 1)), f"{d} r")
                 if linear:
-                    rest = e.binary("Mul", reset, e.plus(e.matmul(h, own), rb[2 * n :]))
+                    inside = e.tied(e.plus(e.matmul(h, own), rb[2 * n :]), f"{d} inside")
+                    rest = e.tied(e.binary("Mul", reset, inside), f"{d} rest")
                 else:
-                    rest = e.matmul(e.binary("Mul", reset, h), own)
+                    rest = e.matmul(e.tied(e.binary("Mul", reset, h), f"{d} reset"), own)
                 new = e.binary("Add", rest, new)
-            new = g(new)
-            fresh = e.binary("Mul", e.plus(e.times(z, -1.0), 1.0), new)
-            h = fresh if h is None else e.binary("Add", fresh, e.binary("Mul", z, h))
-            row[t] = h
+            e.tied(z, f"{d} z")
+            new = e.tied(g(e.tied(new, f"{d} into g")), f"{d} g")
+            other = e.tied(e.plus(e.times(z, -1.0), 1.0), f"{d} 1-z")
+            fresh = e.tied(e.binary("Mul", other, new), f"{d} fresh")
+            if h is not None:
+                kept = e.tied(e.binary("Mul", z, h), f"{d} kept")
+                fresh = e.binary("Add", fresh, kept)
+            h = row[t] = e.tied(fresh, f"{d} h")
         assert h is not None
         states.append([row[t] for t in range(r.steps)])
         hs.append(h)
@@ -228,13 +244,14 @@ def rnn(e: Expression) -> list[ir.Value | None]:
     for d in range(r.directions):
         (f,) = r.activations(("Tanh",), d)
         project = r.projected(r.weight[d], r.bias[d][:n] + r.bias[d][n:])
+        own = e.floats(r.recurrent[d].T, "recurrent")
         h = r.initial(5, d)
         row: dict[int, ir.Value] = {}
         for t in r.order(d):
             sums = project(t)
             if h is not None:
-                sums = e.binary("Add", e.matmul(h, r.recurrent[d].T), sums)
-            h = row[t] = f(r.gate(sums, 0))
+                sums = e.tied(e.binary("Add", e.matmul(h, own), sums), f"{d} sums")
+            h = row[t] = e.tied(f(r.gate(sums, 0)), f"{d} h")
         assert h is not None
         states.append([row[t] for t in range(r.steps)])
         hs.append(h)

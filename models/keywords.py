@@ -1,8 +1,9 @@
 """The data of the keyword network: spoken-word-like spectra made here, as ten cepstral coefficients in 49 frames.
 
-A word is a list of sounds; a sound is three formants or a band of noise. Vowels have the mean formants of G. E. Peterson
-and H. L. Barney, "Control Methods Used in a Study of the Vowels", J. Acoust. Soc. Am. 24 (1952), men; the other sounds
-are rough. The frames are those of MLPerf Tiny's keyword spotting (C. Banbury et al. 2021): one second, 40 ms every 20 ms.
+A word is a list of sounds; a sound is three formants or a band of noise. The formants of vowels are about the means for
+men of G. E. Peterson and H. L. Barney, "Control Methods Used in a Study of the Vowels", J. Acoust. Soc. Am. 24 (1952);
+the other sounds are rough. The frames are those of MLPerf Tiny's keyword spotting (C. Banbury et al. 2021): one second,
+40 ms every 20 ms.
 """
 
 from __future__ import annotations
@@ -59,7 +60,20 @@ _SOUNDS = {
     "s": Sound((400, 1750, 2600), 0.9, -10, 0.0, 6200),
 }
 _WORDS = ("", "jes", "nou", "Ap", "daUn", "left", "raIt", "an", "of", "stap", "gou")
-CLASSES = ("silence", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go", "other")
+CLASSES = (
+    "silence",
+    "yes",
+    "no",
+    "up",
+    "down",
+    "left",
+    "right",
+    "on",
+    "off",
+    "stop",
+    "go",
+    "other",
+)
 
 
 def samples() -> tuple[NDArray[np.int8], NDArray[np.int64]]:

@@ -42,7 +42,8 @@ Residual = Literal["accumulator", "int8", "int16"]
 class Place:
     """Every tensor that will be rounded has a slot; what only moves values shares the slot of its operand.
 
-    Tensors of one role in every step of a loop share one too, so that every step has the same integers. `first_last` keeps the first and the last layer at another format: weights, the first's result, the last's operand.
+    Tensors of one role in every step of a loop share one too, so that every step has the same integers.
+    `first_last` keeps the first and the last layer at another format: weights, the first's result, the last's operand.
     An average that only products read has at least the bits of `pool`, the sum of two tensors (the residual stream)
     those of `sums`, where 2 bits ask for nothing. `residual` says how the last product of a sum enters it: unrounded,
     rounded like any activation, or to 16 bits, which the results then have too. What a table, a Mul or a Softmax reads

@@ -126,7 +126,7 @@ def _decomposed(node: ir.Node, editor: Editor) -> bool:
         return False
     e = Expression(node, editor)
     try:
-        made = turned.moved(e)
+        made: Made = turned.moved(e)
         if made is None and rule is not None and turned.reads(node):
             made = rule(e)
     except Unsupported as error:

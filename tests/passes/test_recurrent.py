@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+import qcompile
 from qcompile.onnx import frontend
 from qcompile.passes.decompose import Decompose, open_batch
 from qcompile.pipeline import Context
@@ -230,7 +232,13 @@ def exported(op: str, layers: int, both: bool, take: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("op", sorted(GATES))
 @pytest.mark.parametrize(
     ("layers", "both", "take"),
-    [(1, False, "state"), (2, False, "state"), (2, False, "last"), (2, True, "all"), (1, True, "last")],
+    [
+        (1, False, "state"),
+        (2, False, "state"),
+        (2, False, "last"),
+        (2, True, "all"),
+        (1, True, "last"),
+    ],
 )
 def test_an_open_batch_stays_open(op: str, layers: int, both: bool, take: str) -> None:
     model = exported(op, layers, both, take)
@@ -240,6 +248,24 @@ def test_an_open_batch_stays_open(op: str, layers: int, both: bool, take: str) -
     x = np.random.default_rng(0).normal(size=(3, 5, 3)).astype(np.float32)
     (expected,), (got,) = run(model, x), run(ir.to_proto(made), x)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+def test_the_steps_of_a_compiled_lstm_share_their_integers(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 5, 3)).astype(np.float32)
+    model = exported("LSTM", 1, True, "last")
+    # compile itself compares the program and integer.onnx with the integer graph
+    artifact = qcompile.compile(model, "x86", x, output=tmp_path / "out")
+    matrices = {
+        digest
+        for op in artifact.golden.graph.nodes
+        for value in op.inputs
+        if value.const is not None and value.type.shape == (4, 16)
+        for digest in [value.const.tobytes()]
+    }
+    assert len(matrices) == 2
+    (expected,) = run(model, x)
+    error = artifact.run({"x": x})["y"] - expected
+    assert np.abs(error).max() < 0.05 * np.abs(expected).max()
 
 
 def test_time_in_front_at_the_border_leaves_one_sample() -> None:

@@ -104,7 +104,7 @@ def test_as_integers_it_keeps_its_accuracy_in_a_small_program(
     # onnxruntime takes half a minute to open 10,000 nodes; test_recurrent.py compares a shorter network there
     monkeypatch.setattr(checks, "_exported", lambda *_: (0, 0))
     artifact = qcompile.compile(
-        FOLDER / "model.onnx", "x86", FOLDER / "calib.toml", output=tmp_path / "out", samples=48
+        FOLDER / "model.onnx", "x86", FOLDER / "calib.toml", output=tmp_path / "out", samples=32
     )
     stated = tomllib.loads((FOLDER / "model.toml").read_text())["accuracy"]
     data = arrays("eval.npz")

@@ -200,14 +200,11 @@ def fold_into_producer(node: ir.Node, editor: Editor) -> bool:
     if found is None:
         return False
     scale, shift = found
-    scaled = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    set_inputs(
-        producer,
-        {
-            1: _float32(editor, scaled, producer, "weight"),
-            2: _float32(editor, bias * scale + shift, producer, "bias"),
-        },
-    )
+    set_inputs(producer, {2: _float32(editor, bias * scale + shift, producer, "bias")})
+    # a matrix that stays as it is stays shared
+    if np.any(scale != 1):
+        scaled = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+        set_inputs(producer, {1: _float32(editor, scaled, producer, "weight")})
     editor.take_over(node.outputs[0], a.x)
     return True
 
@@ -243,7 +240,8 @@ def _fold_into_matmul(a: Affine, producer: ir.Node, node: ir.Node, editor: Edito
         if addend is not None:
             set_inputs(producer, {0: addend.x, 1: _float32(editor, bias, producer, "bias")})
         editor.take_over(node.outputs[0], a.x)
-    set_inputs(matmul, {1: _float32(editor, weight * scale, matmul, "weight")})
+    if np.any(scale != 1):
+        set_inputs(matmul, {1: _float32(editor, weight * scale, matmul, "weight")})
     return True
 
 

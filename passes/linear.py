@@ -115,7 +115,10 @@ def _matmul(node: ir.Node, weight: Floats, editor: Editor) -> bool:
     if weight.ndim != 2 or len(dims(node.inputs[0]) or ()) != 2:
         return False
     node.op_type = "Gemm"
-    _set(node, weight.T, np.zeros(weight.shape[1], np.float32), editor)
+    bias = editor.const(np.zeros(weight.shape[1], np.float32), f"{node.name}_bias")
+    matrix = node.inputs[1]
+    assert matrix is not None
+    set_inputs(node, {1: editor.turned(matrix, f"{node.name}_weight"), 2: bias})
     return set_attributes(node, alpha=1.0, beta=1.0, transA=0, transB=1)
 
 

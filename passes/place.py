@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qcompile.errors import BadInput
 from qcompile.formats import Int
 from qcompile.pipeline import Context
-from qcompile.plan import Kind, Quantizer, QuantPlan, Slot
+from qcompile.plan import TIED, Kind, Quantizer, QuantPlan, Slot
 
 from .layers import (
     MOVES,
@@ -42,6 +42,7 @@ Residual = Literal["accumulator", "int8", "int16"]
 class Place:
     """Every tensor that will be rounded has a slot; what only moves values shares the slot of its operand.
 
+    Tensors of one role in every step of a loop share one too, so that every step has the same integers.
     `first_last` keeps the first and the last layer at another format: weights, the first's result, the last's operand.
     An average that only products read has at least the bits of `pool`, the sum of two tensors (the residual stream)
     those of `sums`, where 2 bits ask for nothing. `residual` says how the last product of a sum enters it: unrounded,
@@ -236,11 +237,18 @@ def _standard(layer: Normalized) -> Quantizer:
 class _Placer:
     def __init__(self, plan: QuantPlan) -> None:
         self.slots = plan.slots
+        self.tied: dict[str, str] = {}
 
     def open(self, value: ir.Value, kind: Kind, fmt: Int) -> None:
         name = _name(value)
-        if name not in self.slots:
-            self.slots[name] = Slot(name, kind, fmt, (name,))
+        if name in self.slots:
+            return
+        role = value.metadata_props.get(TIED)
+        first = self.slots.get(self.tied.setdefault(role, name)) if role else None
+        if first is not None and (first.kind, first.format) == (kind, fmt):
+            self.slots[first.tensor] = replace(first, members=(*first.members, name))
+            return
+        self.slots[name] = Slot(name, kind, fmt, (name,))
 
     def weight(self, linear: Linear, fmt: Int, per_channel: bool) -> None:
         name = _name(linear.weight)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import BadInput
 from qcompile.pipeline import Batch, Samples
-from qcompile.plan import Quantizer, QuantPlan
+from qcompile.plan import TIED, Quantizer, QuantPlan
 
 from .codes import clamp_codes, quantize, real_bias, weight_codes
 from .held import Held
@@ -336,6 +336,8 @@ class Prefix:
         partial = self._hold()
         shift: Doubles | None = None
         count = 0
+        # a bias of its own would make every step of a loop another program
+        fits = self.fit_bias and TIED not in layer.out.metadata_props
         for chunk in range(self.chunks):
             total: Floats = np.zeros((), np.float32)
             for term, (codes, step) in zip(linear, coded, strict=True):
@@ -344,7 +346,7 @@ class Prefix:
                 if isinstance(other, Operand):
                     total = total + np.float32(other.sign) * self._operand(other, chunk)
             partial.append(total)
-            if self.fit_bias:
+            if fits:
                 kept = self._samples(total, chunk)
                 gap = np.asarray(self._sums[chunk][kept], np.float64) - total[kept]
                 axis = channel_axis(linear[-1], gap.ndim)

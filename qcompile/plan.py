@@ -23,6 +23,8 @@ from qcompile.npz import open_arrays
 from qcompile.recipe import known_keys, one_of
 
 PLAN_FILE, ARRAYS_FILE = "plan.toml", "plan.npz"
+TIED = "qcompile.tied"
+"""The key under which float values that play one role in every step of an unrolled loop name it: they share a slot."""
 
 
 class Kind(enum.Enum):

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 MODELS = Path(__file__).parents[1] / "models"
 SHIPPED = sorted(script.parent for script in MODELS.glob("*/train.py"))
+DIGITS = [folder for folder in SHIPPED if folder.name.startswith("digits")]
+KEYWORDS = MODELS / "keywords-gru"
 FILES = {
     "README.md",
     "calib.npz",
@@ -28,6 +30,7 @@ FILES = {
 }
 
 each_model = pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+each_digits = pytest.mark.parametrize("folder", DIGITS, ids=lambda folder: folder.name)
 
 
 def toml(path: Path) -> dict[str, Any]:
@@ -43,11 +46,11 @@ def rows(images: NDArray[np.generic]) -> set[bytes]:
     return {image.tobytes() for image in images}
 
 
-def logits(folder: Path, images: NDArray[np.generic]) -> NDArray[np.float32]:
+def logits(folder: Path, images: NDArray[np.generic], name: str = "image") -> NDArray[np.float32]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(folder / "model.onnx", options)
-    (result,) = session.run(["logits"], {"image": images})
+    (result,) = session.run(["logits"], {name: images})
     return np.asarray(result)
 
 
@@ -55,13 +58,14 @@ def operators(folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "model.onnx").graph.node)
 
 
-def test_both_networks_ship() -> None:
-    assert [folder.name for folder in SHIPPED] == ["digits-dscnn", "digits-resnet"]
+def test_three_networks_ship() -> None:
+    names = [folder.name for folder in SHIPPED]
+    assert names == ["digits-dscnn", "digits-resnet", "keywords-gru"]
 
 
 def test_together_they_are_small() -> None:
     sizes = [path.stat().st_size for folder in SHIPPED for path in folder.glob("*.*")]
-    assert sum(sizes) < 500_000
+    assert sum(sizes) < 600_000
 
 
 @each_model
@@ -70,7 +74,7 @@ def test_the_folder_is_complete(folder: Path) -> None:
     assert (folder / "model.onnx").stat().st_size < 100_000
 
 
-@each_model
+@each_digits
 def test_the_model_is_opset_17_with_a_free_batch(folder: Path) -> None:
     model = onnx.load(folder / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
@@ -104,7 +108,7 @@ def test_the_dscnn_keeps_batchnorm_and_hard_swish() -> None:
     }
 
 
-@each_model
+@each_digits
 def test_the_descriptions_name_what_is_in_the_files(folder: Path) -> None:
     assert toml(folder / "calib.toml") == {
         "file": "calib.npz",
@@ -120,7 +124,7 @@ def test_the_descriptions_name_what_is_in_the_files(folder: Path) -> None:
     assert set(arrays(folder / "eval.npz")) == {"image", "y"}
 
 
-@each_model
+@each_digits
 def test_the_stated_accuracy_is_reproduced_exactly(folder: Path) -> None:
     stated = toml(folder / "model.toml")["accuracy"]
     data = arrays(folder / "eval.npz")
@@ -131,7 +135,7 @@ def test_the_stated_accuracy_is_reproduced_exactly(folder: Path) -> None:
     assert sentence in (folder / "README.md").read_text(encoding="utf-8")
 
 
-@each_model
+@each_digits
 def test_any_batch_size_gives_the_same_logits(folder: Path) -> None:
     images = arrays(folder / "eval.npz")["image"][:5]
     together = logits(folder, images)
@@ -139,7 +143,7 @@ def test_any_batch_size_gives_the_same_logits(folder: Path) -> None:
     np.testing.assert_allclose(alone, together, rtol=0, atol=1e-4)
 
 
-@each_model
+@each_digits
 def test_calibration_and_evaluation_are_the_two_sides_of_the_split(folder: Path) -> None:
     digits = runpy.run_path(str(MODELS / "digits.py"))
     images, labels = digits["samples"]()
@@ -163,7 +167,7 @@ def test_training_never_saw_an_evaluation_sample() -> None:
     assert not rows(images[train]) & rows(images[held_out])
 
 
-@each_model
+@each_digits
 def test_pixels_lie_on_the_lattice_of_sixteenths(folder: Path) -> None:
     for name in ("calib.npz", "eval.npz"):
         codes = arrays(folder / name)["image"].astype(np.float64) * 16

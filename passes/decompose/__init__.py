@@ -26,7 +26,7 @@ from qcompile.onnx.edit import Editor, static
 from qcompile.pipeline import Context
 from qcompile.plan import QuantPlan
 
-from . import elements, moves, normal, products, recurrent, reductions, resize, windows
+from . import elements, moves, normal, products, recurrent, reductions, resize, turned, windows
 from .expression import Expression
 from .lift import lift, mixes
 
@@ -112,17 +112,23 @@ def open_batch(model: ir.Model) -> str | None:
     """The name of an open batch size without which the model could not be compiled."""
     leads = [v.shape.dims[0] for v in model.graph.inputs if v.shape is not None and len(v.shape)]
     symbols = [d for d in leads if not isinstance(d, int)]
-    blocked = any(REFUSED in node.metadata_props for node in model.graph) or mixes(model.graph)
+    nodes = list(model.graph)
+    blocked = any(
+        REFUSED in node.metadata_props or any(map(turned.open_elsewhere, node.outputs))
+        for node in nodes
+    ) or mixes(model.graph)
     return str(symbols[0].value) if symbols and blocked else None
 
 
 def _decomposed(node: ir.Node, editor: Editor) -> bool:
     rule = None if node.domain else _RULES.get(node.op_type)
-    if rule is None or REFUSED in node.metadata_props:
+    if REFUSED in node.metadata_props:
         return False
     e = Expression(node, editor)
     try:
-        made = rule(e)
+        made: Made = turned.moved(e)
+        if made is None and rule is not None and turned.reads(node):
+            made = rule(e)
     except Unsupported as error:
         node.metadata_props[REFUSED] = str(error)
         return False

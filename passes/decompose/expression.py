@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import Unsupported
 from qcompile.onnx.edit import Array, Dims, Editor, constant, dims, operand, reshape_target
+from qcompile.plan import TIED
 
 Floats = NDArray[np.floating]
 
@@ -181,10 +182,15 @@ class Expression:
         """The sum with a constant that broadcasts to x."""
         return self.op("Add", x, self.floats(addend, "addend"), shape=self.shape(x))
 
-    def matmul(self, x: ir.Value, weight: Floats) -> ir.Value:
+    def matmul(self, x: ir.Value, weight: Floats | ir.Value) -> ir.Value:
         """The last axis of x times a constant matrix [K, M]."""
-        shape = (*self.shape(x)[:-1], weight.shape[1])
-        return self.op("MatMul", x, self.floats(weight, "weight"), shape=shape)
+        matrix = weight if isinstance(weight, ir.Value) else self.floats(weight, "weight")
+        return self.op("MatMul", x, matrix, shape=(*self.shape(x)[:-1], self.size(matrix, 1)))
+
+    def tied(self, x: ir.Value, role: str) -> ir.Value:
+        """The tensor, which is to share its scale with all others of this role."""
+        x.metadata_props[TIED] = f"{self.hint} {role}"
+        return x
 
     def spread(self, x: ir.Value, shape: Sequence[int | ir.SymbolicDim]) -> ir.Value:
         """The tensor broadcast to `shape`, entries of size 1 repeated."""

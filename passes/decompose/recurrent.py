@@ -23,8 +23,8 @@ class Recurrence:
         a = e.node.attributes
         self.e = e
         self.batch_first = a.get_int("layout", 0) == 1
-        self.x = e.transpose(e.input(0), (1, 0, 2)) if self.batch_first else e.input(0)
-        self.steps, self.rows, self.width = e.sizes(self.x)
+        self.x = e.input(0) if self.batch_first else e.transpose(e.input(0), (1, 0, 2))
+        self.rows, self.steps = e.shape(self.x)[0], e.size(self.x, 1)
         self.weight, self.recurrent = self._constant(1), self._constant(2)
         self.hidden = self.recurrent.shape[2]
         self.directions = len(self.weight)
@@ -59,32 +59,35 @@ class Recurrence:
         value = operand(self.e.node, index)
         if value is None:
             return None
-        axis = 1 if self.batch_first else 0
         array = constant(value)
         if array is not None:
+            axis = 1 if self.batch_first else 0
             state = np.take(np.asarray(array, np.float32), direction, axis=axis)
             return self.e.floats(state, f"state{index}") if state.any() else None
+        states = value if self.batch_first else self.e.transpose(value, (1, 0, 2))
         return self.e.reshape(
-            self.e.slice(value, axis, direction, direction + 1), (self.rows, self.hidden)
+            self.e.slice(states, 1, direction, direction + 1), (self.rows, self.hidden)
         )
 
     def projected(self, weight: Floats, bias: Floats) -> Callable[[int], ir.Value]:
         """The input times weights [gates * hidden, width] plus bias, by step."""
         e = self.e
-        flat = e.reshape(self.x, (self.steps * self.rows, self.width))
-        made = e.plus(e.matmul(flat, weight.T), bias)
-        return lambda t: e.slice(made, 0, t * self.rows, (t + 1) * self.rows)
+        made = e.plus(e.matmul(self.x, weight.T), bias)
+        return lambda t: e.reshape(e.slice(made, 1, t, t + 1), (self.rows, len(bias)))
 
     def gate(self, sums: ir.Value, index: int) -> ir.Value:
-        """The columns of one gate, clipped where the node says so."""
-        part = self.e.slice(sums, 1, index * self.hidden, (index + 1) * self.hidden)
+        """The columns of one gate."""
+        return self.e.slice(sums, 1, index * self.hidden, (index + 1) * self.hidden)
+
+    def _clipped(self, step: Step) -> Step:
+        """A function of what lies within the node's limits."""
         if not self.clip:
-            return part
-        limits = self.e.floats(-self.clip, "low"), self.e.floats(self.clip, "high")
-        return self.e.op("Clip", part, *limits, shape=self.e.shape(part))
+            return step
+        e, limits = self.e, [self.e.floats(n, "limit") for n in (-self.clip, self.clip)]
+        return lambda x: step(e.op("Clip", x, *limits, shape=e.shape(x)))
 
     def activations(self, defaults: Sequence[str], direction: int) -> list[Step]:
-        """The functions of one direction."""
+        """The functions of one direction, of operands that are clipped where the node says so."""
         a, count = self.e.node.attributes, len(defaults)
         names = [*(a.get_strings("activations") or [*defaults] * self.directions)]
         alphas, betas = (
@@ -92,7 +95,9 @@ class Recurrence:
         )
         made: list[Step] = []
         for i, name in enumerate(names):
-            made.append(self._function(name, alphas, betas))
+            step = self._function(name, alphas, betas)
+            # onnxruntime clips what the gates read, not the cell state that an LSTM shows
+            made.append(step if i % count == 2 else self._clipped(step))
             if i >= (direction + 1) * count:
                 break
         return made[direction * count : (direction + 1) * count]
@@ -131,19 +136,19 @@ class Recurrence:
         self, states: list[list[ir.Value]], lasts: list[list[ir.Value]]
     ) -> list[ir.Value | None]:
         """Y of states by direction and time, then every last state, as the node's outputs."""
-        e, shape = self.e, (self.rows, self.hidden)
+        e, n, hidden = self.e, self.rows, self.hidden
         found: list[ir.Value | None] = [None]
         used = [bool(v.uses()) or v.is_graph_output() for v in e.node.outputs]
         if used[0]:
-            ways = [e.concat([e.reshape(h, (1, 1, *shape)) for h in row], 0) for row in states]
-            y = e.concat(ways, 1)
-            found[0] = e.transpose(y, (2, 0, 1, 3)) if self.batch_first else y
+            ways = [e.concat([e.reshape(h, (n, 1, 1, hidden)) for h in row], 1) for row in states]
+            y = e.concat(ways, 2)
+            found[0] = y if self.batch_first else e.transpose(y, (1, 2, 0, 3))
         for i, row in enumerate(lasts):
             if i + 1 >= len(used) or not used[i + 1]:
                 found.append(None)
                 continue
-            last = e.concat([e.reshape(h, (1, *shape)) for h in row], 0)
-            found.append(e.transpose(last, (1, 0, 2)) if self.batch_first else last)
+            last = e.concat([e.reshape(h, (n, 1, hidden)) for h in row], 1)
+            found.append(last if self.batch_first else e.transpose(last, (1, 0, 2)))
         return found[: len(used)]
 
 
@@ -156,24 +161,29 @@ def lstm(e: Expression) -> list[ir.Value | None]:
     for d in range(r.directions):
         f, g, h_of = r.activations(("Sigmoid", "Tanh", "Tanh"), d)
         project = r.projected(r.weight[d], r.bias[d][: 4 * n] + r.bias[d][4 * n :])
+        own = e.floats(r.recurrent[d].T, "recurrent")
         h, c = r.initial(5, d), r.initial(6, d)
         pi, po, pf = np.split(np.zeros(3 * n) if peep is None else peep[d], 3)
         row: dict[int, ir.Value] = {}
         for t in r.order(d):
             sums = project(t)
             if h is not None:
-                sums = e.binary("Add", e.matmul(h, r.recurrent[d].T), sums)
+                sums = e.tied(e.binary("Add", e.matmul(h, own), sums), f"{d} sums")
             i, o, forget, new = (r.gate(sums, k) for k in range(4))
             if c is not None and peep is not None:
-                i = e.binary("Add", i, e.times(c, pi))
-                forget = e.binary("Add", forget, e.times(c, pf))
-            i = f(i)
-            forget = e.plus(e.times(i, -1.0), 1.0) if coupled else f(forget)
-            new = e.binary("Mul", i, g(new))
-            c = new if c is None else e.binary("Add", e.binary("Mul", forget, c), new)
+                i = e.tied(e.binary("Add", i, e.times(c, pi)), f"{d} into i")
+                forget = e.tied(e.binary("Add", forget, e.times(c, pf)), f"{d} into f")
+            i = e.tied(f(i), f"{d} i")
+            forget = e.tied(e.plus(e.times(i, -1.0), 1.0) if coupled else f(forget), f"{d} f")
+            new = e.tied(e.binary("Mul", i, e.tied(g(new), f"{d} g")), f"{d} new")
+            if c is not None:
+                kept = e.tied(e.binary("Mul", forget, c), f"{d} kept")
+                new = e.binary("Add", kept, new)
+            c = e.tied(new, f"{d} c")
             if peep is not None:
-                o = e.binary("Add", o, e.times(c, po))
-            h = row[t] = e.binary("Mul", f(o), h_of(c))
+                o = e.tied(e.binary("Add", o, e.times(c, po)), f"{d} into o")
+            shown = e.tied(h_of(c), f"{d} shown")
+            h = row[t] = e.tied(e.binary("Mul", e.tied(f(o), f"{d} o"), shown), f"{d} h")
         assert h is not None
         assert c is not None
         states.append([row[t] for t in range(r.steps)])
@@ -192,7 +202,8 @@ def gru(e: Expression) -> list[ir.Value | None]:
         wb, rb = r.bias[d][: 3 * n], r.bias[d][3 * n :]
         inner = np.concatenate((rb[: 2 * n], np.zeros(n) if linear else rb[2 * n :]))
         project = r.projected(r.weight[d], wb + inner)
-        gates, own = r.recurrent[d][: 2 * n].T, r.recurrent[d][2 * n :].T
+        gates = e.floats(r.recurrent[d][: 2 * n].T, "gates")
+        own = e.floats(r.recurrent[d][2 * n :].T, "recurrent")
         h = r.initial(5, d)
         row: dict[int, ir.Value] = {}
         for t in r.order(d):
@@ -201,20 +212,27 @@ def gru(e: Expression) -> list[ir.Value | None]:
             if h is None:
                 z = f(r.gate(sums, 0))
                 if linear and rb[2 * n :].any():
-                    reset = f(r.gate(sums, 1))
+                    reset = e.tied(f(r.gate(sums, 1)), f"{d} r")
                     new = e.binary("Add", new, e.times(reset, rb[2 * n :]))
             else:
                 both = e.binary("Add", e.matmul(h, gates), e.slice(sums, 1, 0, 2 * n))
-                z, reset = f(r.gate(both, 0)), f(r.gate(both, 1))
+                e.tied(both, f"{d} sums")
+                z = f(r.gate(both, 0))
+                reset = e.tied(f(r.gate(both, 1)), f"{d} r")
                 if linear:
-                    rest = e.binary("Mul", reset, e.plus(e.matmul(h, own), rb[2 * n :]))
+                    inside = e.tied(e.plus(e.matmul(h, own), rb[2 * n :]), f"{d} inside")
+                    rest = e.tied(e.binary("Mul", reset, inside), f"{d} rest")
                 else:
-                    rest = e.matmul(e.binary("Mul", reset, h), own)
+                    rest = e.matmul(e.tied(e.binary("Mul", reset, h), f"{d} reset"), own)
                 new = e.binary("Add", rest, new)
-            new = g(new)
-            fresh = e.binary("Mul", e.plus(e.times(z, -1.0), 1.0), new)
-            h = fresh if h is None else e.binary("Add", fresh, e.binary("Mul", z, h))
-            row[t] = h
+            e.tied(z, f"{d} z")
+            new = e.tied(g(e.tied(new, f"{d} into g")), f"{d} g")
+            other = e.tied(e.plus(e.times(z, -1.0), 1.0), f"{d} 1-z")
+            fresh = e.tied(e.binary("Mul", other, new), f"{d} fresh")
+            if h is not None:
+                kept = e.tied(e.binary("Mul", z, h), f"{d} kept")
+                fresh = e.binary("Add", fresh, kept)
+            h = row[t] = e.tied(fresh, f"{d} h")
         assert h is not None
         states.append([row[t] for t in range(r.steps)])
         hs.append(h)
@@ -228,13 +246,14 @@ def rnn(e: Expression) -> list[ir.Value | None]:
     for d in range(r.directions):
         (f,) = r.activations(("Tanh",), d)
         project = r.projected(r.weight[d], r.bias[d][:n] + r.bias[d][n:])
+        own = e.floats(r.recurrent[d].T, "recurrent")
         h = r.initial(5, d)
         row: dict[int, ir.Value] = {}
         for t in r.order(d):
             sums = project(t)
             if h is not None:
-                sums = e.binary("Add", e.matmul(h, r.recurrent[d].T), sums)
-            h = row[t] = f(r.gate(sums, 0))
+                sums = e.tied(e.binary("Add", e.matmul(h, own), sums), f"{d} sums")
+            h = row[t] = e.tied(f(r.gate(sums, 0)), f"{d} h")
         assert h is not None
         states.append([row[t] for t in range(r.steps)])
         hs.append(h)

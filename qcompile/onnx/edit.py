@@ -68,6 +68,7 @@ class Editor:
         self.graph = graph
         self._values = {v.name for v in graph.inputs} | set(graph.initializers)
         self._nodes: set[str | None] = set()
+        self._turned: dict[ir.Value, ir.Value] = {}
         for node in graph:
             self._nodes.add(node.name)
             self._values.update(v.name for v in node.outputs)
@@ -79,6 +80,14 @@ class Editor:
             name = f"{hint or 'unnamed'}_{count}"
         taken.add(name)
         return name
+
+    def turned(self, matrix: ir.Value, hint: str) -> ir.Value:
+        """The transpose of a constant matrix; nodes that share the matrix share it."""
+        if matrix not in self._turned:
+            array = constant(matrix)
+            assert array is not None
+            self._turned[matrix] = self.const(array.T, hint)
+        return self._turned[matrix]
 
     def const(self, array: Array, hint: str) -> ir.Value:
         """A new initializer that holds `array`."""
@@ -118,6 +127,7 @@ class Editor:
     def take_over(self, old: ir.Value, new: ir.Value) -> None:
         """Every reader of `old` reads `new`, which gets its name; the node that made `old` is gone."""
         name = old.name
+        new.metadata_props.update(old.metadata_props)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         self.erase(old)
         old.name = self._fresh(f"{name}_old", self._values)

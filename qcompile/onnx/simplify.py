@@ -278,6 +278,7 @@ def _settle_reshapes(graph: ir.Graph) -> bool:
 
 
 def _check_result(graph: ir.Graph) -> None:
+    batch = {d for v in graph.inputs for d in (dims(v) or ())[:1] if not isinstance(d, int)}
     if len(graph) > MAX_NODES:
         raise BadInput(f"the model has {len(graph)} nodes; more than {MAX_NODES} are not read")
     for node in graph:
@@ -306,7 +307,8 @@ def _check_result(graph: ir.Graph) -> None:
             if shape is None and node.op_type in _SHAPED_LIKE_THEIR_INPUT:
                 shape = dims(operand(node, 0))
                 value.shape = None if shape is None else ir.Shape(shape)
-            if shape is None or static(shape[1:]) is None:
+            # A Transpose may take the batch off the leading axis.
+            if shape is None or static([d for d in shape[1:] if d not in batch]) is None:
                 raise Unsupported(
                     f"the shape of {value.name!r}, made by node {node.name!r} ({node.op_type}), is only"
                     f" known at run time ({value.shape}); fix the batch with --input-dim NAME=VALUE"

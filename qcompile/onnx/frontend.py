@@ -18,6 +18,9 @@ from qcompile.onnx.reader import read, refuse_foreign_operators
 MAX_SECONDS = 1200
 """How long the ONNX libraries may work on one model."""
 
+_FIRST_WITH_CONSTANTS = 4
+"""The first file version in which an initializer need not be an input."""
+
 
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=4)
@@ -39,7 +42,7 @@ def load(
     refuse_foreign_operators(proto)
     if proto.graph.sparse_initializer:
         raise Unsupported("the model has sparse initializers; store its weights densely")
-    _drop_default_inputs(proto.graph)
+    _drop_default_inputs(proto)
     as_float32(proto)
     _check_inputs(proto.graph)
     _set_dims(proto.graph, input_dims or {}, warn)
@@ -101,12 +104,17 @@ def _simplify_elsewhere(proto: onnx.ModelProto) -> onnx.ModelProto:
             )
 
 
-def _drop_default_inputs(graph: onnx.GraphProto) -> None:
+def _drop_default_inputs(proto: onnx.ModelProto) -> None:
     """An initializer that is also an input is a constant: nobody feeds it."""
+    graph = proto.graph
     constants = {t.name for t in graph.initializer}
     fed = [v for v in graph.input if v.name not in constants]
     del graph.input[:]
     graph.input.extend(fed)
+    # Files before version 4 must list every initializer as an input; before 3 they name no opset and mean the first.
+    if proto.ir_version < 3 and not proto.opset_import:
+        proto.opset_import.append(onnx.helper.make_opsetid("", 1))
+    proto.ir_version = max(proto.ir_version, _FIRST_WITH_CONSTANTS)
 
 
 def _check_inputs(graph: onnx.GraphProto) -> None:

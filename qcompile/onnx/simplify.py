@@ -36,7 +36,7 @@ OPSET = 21
 IR_VERSION = 10
 """The newest file version that all supported onnxruntime releases read."""
 
-MAX_FOLDED_ELEMENTS = 2**27
+MAX_FOLDED_ELEMENTS = 2**28
 """How many elements all folded constants of a model may have together."""
 
 # Operators whose value on constants costs time and memory proportional to input plus output.
@@ -69,6 +69,8 @@ def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
         output.ClearField("shape")
     proto = _convert(_infer(_inline(proto)))
     unroll(proto.graph)
+    # Types change with the opset too: the mask of Dropout was once a float.
+    del proto.graph.value_info[:]
     model = ir.from_proto(_infer(proto))
     model.ir_version = IR_VERSION
     try:
@@ -229,7 +231,12 @@ def _simplify(model: ir.Model) -> None:
     # Folding settles shapes, which lets more be folded; three rounds settle what exporters write.
     for _ in range(3):
         with np.errstate(all="ignore"):
-            optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=should_fold)
+            optimizer.fold_constants(
+                model,
+                onnx_shape_inference=True,
+                output_size_limit=MAX_FOLDED_ELEMENTS,
+                should_fold=should_fold,
+            )
         constants(model)
         _reinfer(model)
         changed = _settle_reshapes(model.graph)

@@ -679,6 +679,41 @@ def test_weights_listed_as_inputs_are_constants() -> None:
     assert [v.name for v in load(model).graph.inputs] == ["x"]
 
 
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_old_file_versions_list_their_weights_as_inputs(version: int) -> None:
+    nodes = [make_node("Relu", ["x"], ["a"]), make_node("Conv", ["a", "w"], ["y"])]
+    weights = {"w": np.random.default_rng(2).standard_normal((2, 3, 1, 1)).astype("f4")}
+    inputs: Mapping[str, Shape] = {"x": ["N", 3, 4, 4], "w": [2, 3, 1, 1]}
+    model = build(nodes, inputs, weights, {"y": ["N", 2, 4, 4]}, opset=7)
+    model.ir_version = version
+    if version < 3:
+        del model.opset_import[:]
+        # In the first opset Relu had an attribute more, which says nothing about values.
+        model.graph.node[0].attribute.append(helper.make_attribute("consumed_inputs", [0]))
+    loaded = load(model)
+    assert [v.name for v in loaded.graph.inputs] == ["x"]
+    x = np.random.default_rng(3).standard_normal((2, 3, 4, 4)).astype("f4")
+    want = np.einsum("oc,nchw->nohw", weights["w"][:, :, 0, 0], np.maximum(x, 0))
+    np.testing.assert_allclose(execute(ir.to_proto(loaded), x)[0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_mask_of_an_old_dropout_is_a_float() -> None:
+    nodes = [
+        make_node("Dropout", ["x"], ["d", "mask"], ratio=0.5),
+        make_node("Relu", ["d"], ["y"]),
+    ]
+    assert keeps(build(nodes, {"x": ["N", 4]}, opset=9), [2, 4]) == ["Relu"]
+
+
+def test_large_weights_made_of_a_shape_are_constants() -> None:
+    nodes = [
+        make_node("ConstantOfShape", ["s"], ["w"], value=helper.make_tensor("v", 1, [1], [0.25])),
+        make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    model = build(nodes, {"x": ["N", 900]}, {"s": np.array([900, 800])}, {"y": ["N", 800]})
+    assert keeps(model, [2, 900]) == ["MatMul"]
+
+
 def test_names_are_kept_unique_and_not_empty() -> None:
     nodes = [
         make_node("Relu", ["x"], ["a"], name='*/ #include "x"'),
@@ -731,3 +766,11 @@ def test_outputs_joined_by_an_identity_stay_two() -> None:
     session = onnxruntime.InferenceSession(ir.to_proto(loaded).SerializeToString())
     for result in session.run(None, {"x": x}):
         assert result.tolist() == [[0, 2, 0, 4]]
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet"])
+def test_networks_of_the_first_file_versions(name: str) -> None:
+    folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    original = onnx.load(folder / f"light_{name}.onnx")
+    assert (original.ir_version, original.opset_import[0].version) == (3, 9)
+    assert "ConstantOfShape" not in keeps(original, [1, 3, 224, 224])

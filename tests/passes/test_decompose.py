@@ -245,3 +245,15 @@ def test_every_rule_is_met_by_a_case_of_onnx() -> None:
     from tests.node_cases import by_operator
 
     assert set(_RULES) <= set(by_operator())
+
+
+def test_operators_with_fixed_axes_follow_each_other_in_a_model_without_a_batch() -> None:
+    nodes = [
+        make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2, 3]),
+        make_node("Conv", ["t", "w"], ["c"]),
+        make_node("MaxPool", ["c"], ["m"], kernel_shape=[2, 2]),
+        make_node("GlobalAveragePool", ["m"], ["y"]),
+    ]
+    x = numbers(0, 3, 2, 6, 6)
+    made = check(network(nodes, {"x": x.shape}, {"w": numbers(1, 4, 3, 3, 3)}), {"x": x}, "nothing")
+    assert [v.shape.dims for v in made.graph.inputs if v.shape] == [(1, 3, 2, 6, 6)]

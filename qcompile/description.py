@@ -109,7 +109,7 @@ def read_description(path: Path, names: Sequence[str]) -> Description:
             top = tomllib.load(file)
     except FileNotFoundError as e:
         raise BadInput(f"{str(path)!r} does not exist") from e
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except (OSError, RecursionError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise BadInput(f"{str(path)!r} cannot be read: {e}") from e
     where = repr(str(path))
     _check_keys(where, top, _TOP)
@@ -173,7 +173,10 @@ def _numbers(where: str, table: Mapping[str, object], key: str) -> tuple[float, 
     if value is None:
         return None
     values = value if isinstance(value, list) else [value]
-    numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    try:
+        numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    except OverflowError:
+        numbers = [math.inf] * len(values)
     if not values or len(numbers) != len(values) or not all(map(math.isfinite, numbers)):
         raise BadInput(f"{where}: {key} is a number or a list of numbers, not {value!r}")
     return tuple(numbers)
@@ -183,7 +186,11 @@ def _contained(path: Path, name: str | None) -> Path:
     if name is None:
         raise BadInput(f"{str(path)!r}: the key file is missing; it names the .npz or .npy")
     folder = path.resolve().parent
-    file = (folder / name).resolve()
+    try:
+        file = (folder / name).resolve()
+    except (OSError, RuntimeError, ValueError) as e:
+        # a NUL is no path, nor is a loop of links
+        raise BadInput(f"{str(path)!r}: file {name!r} cannot be found: {e}") from e
     if not file.is_relative_to(folder):
         raise BadInput(f"{str(path)!r}: file {name!r} lies outside the folder of the description")
     if file.suffix not in (".npz", ".npy"):

@@ -101,13 +101,13 @@ def _lift(node: ir.Node, shapes: dict[ir.Value, tuple[int, ...]], editor: Editor
         editor.graph.insert_before(node, before)
         node.replace_input_with(0, flat)
         after, row = _reshaped(y, (1, *shape), f"{node.name}_row", editor)
-        y.replace_all_uses_with(row)
+        returned = y.is_graph_output()
+        y.replace_all_uses_with(row, replace_graph_outputs=True)
         after.replace_input_with(0, y)
         editor.graph.insert_after(node, after)
-        if y.is_graph_output():
-            editor.graph.outputs[list(editor.graph.outputs).index(y)] = row
+        shapes[row] = shape
+        if returned:
             row.name, y.name = y.name, f"{y.name}_rows"
-            shapes[row] = shape
         return
     rank = len(shape)
     a = node.attributes

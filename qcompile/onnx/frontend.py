@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import onnx
 import onnx_ir as ir
 
 from qcompile.errors import BadInput, QcompileError, Unsupported
+from qcompile.onnx.edit import keep_outputs
 from qcompile.onnx.numbers import as_float32
 from qcompile.onnx.reader import read, refuse_foreign_operators
 
@@ -50,19 +52,8 @@ def load(
         from qcompile.onnx.simplify import simplify
 
         model = ir.from_proto(simplify(proto))
-    _keep_outputs(model.graph, outputs)
+    keep_outputs(model.graph, outputs)
     return model
-
-
-def _keep_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
-    """Two outputs that became one value when an Identity went are two again."""
-    for i, name in enumerate(names):
-        value = graph.outputs[i]
-        if value.name == name:
-            continue
-        copy = ir.Value(name=name, shape=value.shape, type=value.type)
-        graph.append(ir.Node("", "Identity", [value], outputs=[copy], name=f"{name}.copy"))
-        graph.outputs[i] = copy
 
 
 def _simplify_elsewhere(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -105,6 +96,9 @@ def _check_inputs(graph: onnx.GraphProto) -> None:
         raise BadInput("the model has no inputs")
     if not graph.output:
         raise BadInput("the model has no outputs")
+    names = Counter(v.name for v in graph.output)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise BadInput(f"the model returns {twice[0]!r} twice; name every output once")
     for value in graph.input:
         kind = value.type.WhichOneof("value")
         if kind != "tensor_type":

@@ -174,7 +174,9 @@ def _numbers(where: str, table: Mapping[str, object], key: str) -> tuple[float, 
         return None
     values = value if isinstance(value, list) else [value]
     try:
-        numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        numbers = [
+            float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)
+        ]
     except OverflowError:
         numbers = [math.inf] * len(values)
     if not values or len(numbers) != len(values) or not all(map(math.isfinite, numbers)):

@@ -60,7 +60,9 @@ def test_a_state_to_start_from_is_multiplied_beforehand() -> None:
         "r": np.float32([[[0.03]], [[0.55]]]),
         "h": np.float32([[[-0.22]], [[-0.05]]]),
     }
-    node = make_node("RNN", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=1, direction="bidirectional")
+    node = make_node(
+        "RNN", ["x", "w", "r", "", "", "h"], ["y"], hidden_size=1, direction="bidirectional"
+    )
     agrees([node], {"x": [5, 1, 5]}, weights)
 
 
@@ -167,10 +169,19 @@ def test_no_recipe_moves_the_scale_of_a_softmax(recipe: str) -> None:
     agrees(nodes, {"x": [64, 8]}, weights, recipe=recipe, share=0.1)
 
 
+def test_an_output_whose_leading_axis_counts_no_samples(tmp_path: Path) -> None:
+    nodes = [make_node("Gather", ["x", "i"], ["y"], axis=0), make_node("Relu", ["x"], ["z"])]
+    model = build(nodes, {"x": [1, 5, 7]}, {"i": np.int64(0)}, ("y", "z"))
+    network = Network(model, {}, "data-free", {}, ())
+    assert chain.whole(network) is None
+
+
 # --- models that are damaged ------------------------------------------------------------------------------------
 
 
-def one_node(node: onnx.NodeProto, opset: int = 17, kind: int = TensorProto.INT32) -> onnx.ModelProto:
+def one_node(
+    node: onnx.NodeProto, opset: int = 17, kind: int = TensorProto.INT32
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         [node],
         "g",
@@ -220,7 +231,8 @@ def test_a_tensor_of_doubles_that_is_cut_short() -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [b"{'descr': '<f4', 'shape': (3,", b"(" * 60_000, b"{'descr': '''", b"\t{\n  }", b"\0"]
+    "header",
+    [b"{'descr': '<f4', 'shape': (3,", b"(" * 60_000, b"{'descr': '''", b"\t{\n  }", b"\0"],
 )
 def test_headers_of_arrays_that_no_parser_takes(tmp_path: Path, header: bytes) -> None:
     file = tmp_path / "data.npy"

@@ -176,19 +176,19 @@ class Expression:
     def times(self, x: ir.Value, factor: Floats | float) -> ir.Value:
         """The product with a constant that broadcasts to x."""
         if (known := constant(x)) is not None:
-            return self.floats(known * np.asarray(factor, np.float32), "product")
+            return self.floats(np.asarray(known, np.float32) * factor, "product")
         return self.op("Mul", x, self.floats(factor, "factor"), shape=self.shape(x))
 
     def plus(self, x: ir.Value, addend: Floats | float) -> ir.Value:
         """The sum with a constant that broadcasts to x."""
         if (known := constant(x)) is not None:
-            return self.floats(known + np.asarray(addend, np.float32), "sum")
+            return self.floats(np.asarray(known, np.float32) + addend, "sum")
         return self.op("Add", x, self.floats(addend, "addend"), shape=self.shape(x))
 
     def matmul(self, x: ir.Value, weight: Floats) -> ir.Value:
         """The last axis of x times a constant matrix [K, M]."""
         if (known := constant(x)) is not None:
-            return self.floats(known @ np.asarray(weight, np.float32), "product")
+            return self.floats(np.asarray(known, np.float32) @ weight, "product")
         shape = (*self.shape(x)[:-1], weight.shape[1])
         return self.op("MatMul", x, self.floats(weight, "weight"), shape=shape)
 

@@ -96,8 +96,8 @@ def _check_inputs(graph: onnx.GraphProto) -> None:
         raise BadInput("the model has no inputs")
     if not graph.output:
         raise BadInput("the model has no outputs")
-    names = Counter(v.name for v in graph.output)
-    if twice := [name for name, count in names.items() if count > 1]:
+    returned = Counter(v.name for v in graph.output)
+    if twice := [name for name, count in returned.items() if count > 1]:
         raise BadInput(f"the model returns {twice[0]!r} twice; name every output once")
     for value in graph.input:
         kind = value.type.WhichOneof("value")

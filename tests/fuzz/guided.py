@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.guided KIND FOLDER [libFuzzer's options]`: one reader, guided by the branches its code takes."""
+"""`python -m tests.fuzz.guided KIND FOLDER [libFuzzer's options]`: one reader, guided by its branches."""
 
 from __future__ import annotations
 

@@ -8,9 +8,39 @@ import zipfile
 
 import onnx
 
-NUMBERS = (-(2**63), -(2**31), -129, -2, -1, 0, 1, 2, 3, 7, 127, 2**15, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
+NUMBERS = (
+    -(2**63),
+    -(2**31),
+    -129,
+    -2,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    127,
+    2**15,
+    2**31 - 1,
+    2**31,
+    2**40,
+    2**63 - 1,
+)
 REALS = (float("nan"), float("inf"), float("-inf"), -0.0, 0.0, 1e-45, 1e-12, 3.4e38, -1.0, 1e300)
-TEXTS = ("", "x", "y", "axis", "ai.onnx", "NOTSET", "SAME_UPPER", "../x", "\0", "é" * 300, "linear", "Relu")
+TEXTS = (
+    "",
+    "x",
+    "y",
+    "axis",
+    "ai.onnx",
+    "NOTSET",
+    "SAME_UPPER",
+    "../x",
+    "\0",
+    "é" * 300,
+    "linear",
+    "Relu",
+)
 TOKENS = (
     b"nan", b"inf", b"-1", b"0", b"1e999", b"99999999999999999999", b"[]", b"{}", b'""', b"true", b"[[pass]]",
     b"[", b"]", b"'", b"\n", b"\\u0000", b"\xff", b"null", b".", b"=", b"1979-05-27", b"-0.0", b"1e-320",
@@ -85,8 +115,14 @@ def _repeated(holder, field, rng: random.Random, holders) -> None:
 
 def _value(field, old: object, rng: random.Random):
     match field.cpp_type:
-        case field.CPPTYPE_INT32 | field.CPPTYPE_INT64 | field.CPPTYPE_UINT64 | field.CPPTYPE_UINT32:
-            number = rng.choice(NUMBERS) if rng.random() < 0.6 else int(old or 0) + rng.choice((-1, 1, 8))
+        case (
+            field.CPPTYPE_INT32 | field.CPPTYPE_INT64 | field.CPPTYPE_UINT64 | field.CPPTYPE_UINT32
+        ):
+            number = (
+                rng.choice(NUMBERS)
+                if rng.random() < 0.6
+                else int(old or 0) + rng.choice((-1, 1, 8))
+            )
             wide = field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64)
             signed = field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64)
             bits = (64 if wide else 32) - signed
@@ -113,7 +149,9 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
             made += bytes(rng.randrange(256) for _ in range(rng.randint(1, 8)))
         case _ if len(made) >= 4:
             at = rng.randrange(len(made) // 4) * 4
-            made[at : at + 4] = rng.choice((b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\1\0\0\0", b"\xff" * 4))
+            made[at : at + 4] = rng.choice(
+                (b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\1\0\0\0", b"\xff" * 4)
+            )
     return bytes(made)
 
 
@@ -154,7 +192,10 @@ def archive(data: bytes, rng: random.Random) -> bytes:
     name, content = members[at]
     match rng.randrange(4):
         case 0:
-            members[at] = (rng.choice(("x.npy", "y.npy", "", "../x.npy", "a/b.npy", "é.npy", ".npy")), content)
+            members[at] = (
+                rng.choice(("x.npy", "y.npy", "", "../x.npy", "a/b.npy", "é.npy", ".npy")),
+                content,
+            )
         case 1:
             members.append((rng.choice(("x.npy", name)), content))
         case _:

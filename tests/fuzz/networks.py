@@ -40,6 +40,7 @@ class Maker:
     inputs: list[str] = field(default_factory=list)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[TensorProto] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
 
     def one(self, choices: Sequence):
         return self.draw(st.sampled_from(list(choices)))
@@ -85,7 +86,9 @@ class Maker:
         """Was the node consistent, and its results neither empty nor large?"""
         given = {k: v for k, v in attributes.items() if v is not None}
         outputs = [f"v{len(self.nodes)}_{i}" for i in range(count)]
-        node = helper.make_node(op, list(inputs), outputs, f"{op.lower()}{len(self.nodes)}", **given)
+        node = helper.make_node(
+            op, list(inputs), outputs, f"{op.lower()}{len(self.nodes)}", **given
+        )
         constants = {t.name: t for t in self.constants}
         types, data = {}, {}
         for name in filter(None, inputs):
@@ -98,7 +101,12 @@ class Maker:
         try:
             schema = onnx.defs.get_schema(op, OPSET)
             found = onnx.shape_inference.infer_node_outputs(
-                schema, node, types, data, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10
+                schema,
+                node,
+                types,
+                data,
+                opset_imports=[helper.make_opsetid("", OPSET)],
+                ir_version=10,
             )
         except Exception:
             return False
@@ -108,12 +116,15 @@ class Maker:
             if kind is None or not kind.tensor_type.HasField("shape"):
                 return False
             shape = tuple(d.dim_value for d in kind.tensor_type.shape.dim)
-            if any(n < 1 for n in shape) or np.prod(shape, dtype=np.int64) > MOST_ELEMENTS or len(shape) > 6:
+            if (
+                any(n < 1 for n in shape)
+                or np.prod(shape, dtype=np.int64) > MOST_ELEMENTS
+                or len(shape) > 6
+            ):
                 return False
             made[name] = (kind.tensor_type.elem_type, shape)
         self.nodes.append(node)
         self.values |= {n: s for n, (kind, s) in made.items() if kind == TensorProto.FLOAT}
-        self.others = {n for n, (kind, _) in made.items() if kind != TensorProto.FLOAT}
         return True
 
     def feed(self, shape: Sequence[int]) -> None:
@@ -130,8 +141,13 @@ class Maker:
         x = self.value()
         op = self.one(PLAIN)
         attributes = {}
-        if op in ("LeakyRelu", "Elu", "Celu", "ThresholdedRelu", "Selu", "HardSigmoid") and self.yes():
-            attributes["alpha"] = self.one((0.0, 0.1, 0.5, 1.0, 2.0) if op != "Celu" else (0.5, 1.0, 2.0))
+        if (
+            op in ("LeakyRelu", "Elu", "Celu", "ThresholdedRelu", "Selu", "HardSigmoid")
+            and self.yes()
+        ):
+            attributes["alpha"] = self.one(
+                (0.0, 0.1, 0.5, 1.0, 2.0) if op != "Celu" else (0.5, 1.0, 2.0)
+            )
         if op == "Gelu":
             attributes["approximate"] = self.one(("none", "tanh"))
         if op == "Shrink":
@@ -140,13 +156,18 @@ class Maker:
 
     def clip(self) -> None:
         lo, hi = sorted((self.one((-6.0, -1.0, 0.0)), self.one((0.5, 1.0, 6.0))))
-        ends = [self.const(np.float32(lo)) if self.yes() else "", self.const(np.float32(hi)) if self.yes() else ""]
+        ends = [
+            self.const(np.float32(lo)) if self.yes() else "",
+            self.const(np.float32(hi)) if self.yes() else "",
+        ]
         self.add("Clip", [self.value(), *ends])
 
     def binary(self) -> None:
         x = self.value()
         shape = self.values[x]
-        op = self.one(("Add", "Add", "Sub", "Mul", "Mul", "Div", "Pow", "Max", "Min", "PRelu", "Sum", "Mean"))
+        op = self.one(
+            ("Add", "Add", "Sub", "Mul", "Mul", "Div", "Pow", "Max", "Min", "PRelu", "Sum", "Mean")
+        )
         same = [n for n, s in self.values.items() if s == shape or not s or _broadcasts(s, shape)]
         if op not in ("PRelu", "Pow") and self.yes():
             other = self.one(same)
@@ -156,7 +177,11 @@ class Maker:
                 kept.pop(0)
             if self.free and len(kept) == len(shape) and kept:
                 kept[0] = 1
-            other = self.const(np.float32(self.one((2, 3, 0.5, 1, 0, -1)))) if op == "Pow" else self.weights(*kept)
+            other = (
+                self.const(np.float32(self.one((2, 3, 0.5, 1, 0, -1))))
+                if op == "Pow"
+                else self.weights(*kept)
+            )
         pair = [x, other] if op in ("PRelu", "Pow") or self.yes() else [other, x]
         self.add(op, pair)
 
@@ -170,7 +195,7 @@ class Maker:
             return
         kernel = [self.int(1, min(4, n + 2)) for n in shape[2:]]
         group = self.one([g for g in (1, 1, 2, 3, c) if c % g == 0])
-        attributes = self.window(kernel, transposed=False)
+        attributes = self.window(kernel)
         if self.yes(3):
             out = self.int(1, 4)
             w = self.weights(c, out, *kernel)
@@ -184,7 +209,7 @@ class Maker:
             bias = [self.weights(out)] if self.yes() else []
             self.add("Conv", [x, w, *bias], group=group, **attributes)
 
-    def window(self, kernel: Sequence[int], transposed: bool) -> dict[str, object]:
+    def window(self, kernel: Sequence[int]) -> dict[str, object]:
         space = len(kernel)
         made: dict[str, object] = {"kernel_shape": list(kernel)}
         if self.yes():
@@ -203,11 +228,20 @@ class Maker:
         if x is None:
             return
         shape = self.values[x]
-        op = self.one(("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool"))
+        op = self.one(
+            (
+                "MaxPool",
+                "AveragePool",
+                "GlobalAveragePool",
+                "GlobalMaxPool",
+                "LpPool",
+                "GlobalLpPool",
+            )
+        )
         if op.startswith("Global"):
             self.add(op, [x])
             return
-        attributes = self.window([self.int(1, min(4, n)) for n in shape[2:]], transposed=False)
+        attributes = self.window([self.int(1, min(4, n)) for n in shape[2:]])
         attributes["ceil_mode"] = self.int(0, 1)
         if op == "AveragePool":
             attributes["count_include_pad"] = self.int(0, 1)
@@ -224,7 +258,11 @@ class Maker:
             out, trans = self.int(1, 6), self.int(0, 1)
             w = self.weights(*((out, shape[1]) if trans else (shape[1], out)))
             bias = [self.weights(*self.one(((out,), (1, out), (1,), ())))] if self.yes() else []
-            scale = {"alpha": self.one((0.5, 2.0)), "beta": self.one((0.0, 0.5, 1.0))} if self.yes(3) else {}
+            scale = (
+                {"alpha": self.one((0.5, 2.0)), "beta": self.one((0.0, 0.5, 1.0))}
+                if self.yes(3)
+                else {}
+            )
             self.add("Gemm", [x, w, *bias], transB=trans, **scale)
             return
         others = [n for n, s in self.values.items() if len(s) >= 2 and s[-2] == shape[-1]]
@@ -236,7 +274,11 @@ class Maker:
             case 2 if len(shape) >= 3:
                 self.add("MatMul", [x, self.weights(*shape[1:-2], shape[-1], self.int(1, 5))])
             case _:
-                w = self.weights(shape[-1], self.int(1, 6)) if self.yes(5) or len(shape) > 1 else self.weights(shape[-1])
+                w = (
+                    self.weights(shape[-1], self.int(1, 6))
+                    if self.yes(5) or len(shape) > 1
+                    else self.weights(shape[-1])
+                )
                 self.add("MatMul", [x, w])
 
     def reduction(self) -> None:
@@ -245,7 +287,9 @@ class Maker:
             return
         rank = len(self.values[x])
         op = self.one(REDUCTIONS)
-        axes = self.draw(st.lists(st.integers(-rank, rank - 1), max_size=rank, unique_by=lambda a: a % rank))
+        axes = self.draw(
+            st.lists(st.integers(-rank, rank - 1), max_size=rank, unique_by=lambda a: a % rank)
+        )
         ends = [self.ints(axes)] if axes or self.yes() else []
         attributes = {"keepdims": self.int(0, 1)}
         if not axes and self.yes():
@@ -260,17 +304,16 @@ class Maker:
             self.one(("ArgMax", "ArgMin")), [x], axis=self.axis(len(self.values[x])),
             keepdims=self.int(0, 1), select_last_index=self.int(0, 1),
         ):  # fmt: skip
-            made = self.nodes[-1].output[0]
-            found = [helper.make_tensor_type_proto(7, None)]
-            del found
-            self.whole.append(made)
-
-    whole: list[str] = field(default_factory=list)
+            self.whole.append(self.nodes[-1].output[0])
 
     def softmax(self) -> None:
         x = self.value(1)
         if x is not None:
-            self.add(self.one(("Softmax", "Softmax", "LogSoftmax")), [x], axis=self.axis(len(self.values[x])))
+            self.add(
+                self.one(("Softmax", "Softmax", "LogSoftmax")),
+                [x],
+                axis=self.axis(len(self.values[x])),
+            )
 
     def normal(self) -> None:
         x = self.value(2)
@@ -281,27 +324,48 @@ class Maker:
         match self.int(0, 5):
             case 0:
                 var = self.const(self.rng.random(c) + 0.1)
-                self.add("BatchNormalization", [x, self.weights(c), self.weights(c), self.weights(c), var])
+                self.add(
+                    "BatchNormalization",
+                    [x, self.weights(c), self.weights(c), self.weights(c), var],
+                )
             case 1:
-                self.add("InstanceNormalization", [x, self.weights(c), self.weights(c)], epsilon=self.one((1e-5, 0.1)))
+                self.add(
+                    "InstanceNormalization",
+                    [x, self.weights(c), self.weights(c)],
+                    epsilon=self.one((1e-5, 0.1)),
+                )
             case 2:
                 axis = self.int(1, len(shape) - 1)
                 rest = [self.weights(*shape[axis:])] if self.yes() else []
                 self.add("LayerNormalization", [x, self.weights(*shape[axis:]), *rest], axis=axis)
             case 3:
                 groups = self.one([g for g in (1, 2, c) if c % g == 0])
-                self.add("GroupNormalization", [x, self.weights(c), self.weights(c)], num_groups=groups)
+                self.add(
+                    "GroupNormalization", [x, self.weights(c), self.weights(c)], num_groups=groups
+                )
             case 4:
-                self.add("LRN", [x], size=self.one((1, 3, 5)), alpha=self.one((1e-4, 0.5)), bias=self.one((1.0, 2.0)))
+                self.add(
+                    "LRN",
+                    [x],
+                    size=self.one((1, 3, 5)),
+                    alpha=self.one((1e-4, 0.5)),
+                    bias=self.one((1.0, 2.0)),
+                )
             case _:
-                self.add("MeanVarianceNormalization", [x], axes=self.one(([0, 2, 3], [2, 3], [1], [-1])))
+                self.add(
+                    "MeanVarianceNormalization", [x], axes=self.one(([0, 2, 3], [2, 3], [1], [-1]))
+                )
 
     def reshape(self) -> None:
         x = self.value()
         shape = self.values[x]
         match self.int(0, 5):
             case 0:
-                self.add("Flatten", [x], axis=self.axis(len(shape) + 1) if self.yes(3) and shape else None)
+                self.add(
+                    "Flatten",
+                    [x],
+                    axis=self.axis(len(shape) + 1) if self.yes(3) and shape else None,
+                )
             case 1:
                 ones = [i for i, n in enumerate(shape) if n == 1 and (i or not self.free)]
                 self.add("Squeeze", [x, *([self.ints(ones)] if self.yes() else [])])
@@ -333,7 +397,11 @@ class Maker:
         if x is None:
             return
         shape = self.values[x]
-        axis = self.axis(len(shape)) if self.yes(4) else self.int(min(1, len(shape) - 1), len(shape) - 1)
+        axis = (
+            self.axis(len(shape))
+            if self.yes(4)
+            else self.int(min(1, len(shape) - 1), len(shape) - 1)
+        )
         at = axis % len(shape)
         fit = [n for n, s in self.values.items() if len(s) == len(shape) and all(
             a == b for i, (a, b) in enumerate(zip(s, shape, strict=True)) if i != at)]  # fmt: skip
@@ -355,7 +423,9 @@ class Maker:
         if self.yes():
             self.add("Split", [x], count, axis=axis, num_outputs=count)
         else:
-            cuts = sorted(self.draw(st.lists(st.integers(1, n), min_size=count - 1, max_size=count - 1)))
+            cuts = sorted(
+                self.draw(st.lists(st.integers(1, n), min_size=count - 1, max_size=count - 1))
+            )
             sizes = np.diff([0, *cuts, n])
             self.add("Split", [x, self.ints(sizes)], count, axis=axis)
 
@@ -369,7 +439,9 @@ class Maker:
         steps = [self.one((1, 1, 2, 3, -1, -2)) for _ in axes]
         ends = [self.one((shape[a], 2**63 - 1, shape[a] - 1, -1) if s > 0 else (-(2**63), -1, 0, -shape[a] - 1))
                 for a, s in zip(axes, steps, strict=True)]  # fmt: skip
-        self.add("Slice", [x, self.ints(starts), self.ints(ends), self.ints(axes), self.ints(steps)])
+        self.add(
+            "Slice", [x, self.ints(starts), self.ints(ends), self.ints(axes), self.ints(steps)]
+        )
 
     def pad(self) -> None:
         x = self.value(1)
@@ -381,7 +453,11 @@ class Maker:
         least = -1 if mode == "constant" and self.yes(4) else 0
         pads = [self.int(least, max(m, 0)) if i or self.yes(6) else 0 for i, m in enumerate(most)]
         more = [self.int(least, max(m, 0)) if i or self.yes(6) else 0 for i, m in enumerate(most)]
-        fill = [self.const(np.float32(self.one((0.0, 1.5, -3.0))))] if mode == "constant" and self.yes() else []
+        fill = (
+            [self.const(np.float32(self.one((0.0, 1.5, -3.0))))]
+            if mode == "constant" and self.yes()
+            else []
+        )
         self.add("Pad", [x, self.ints([*pads, *more]), *fill], mode=mode)
 
     def move(self) -> None:
@@ -396,7 +472,18 @@ class Maker:
                     target.insert(0, self.int(1, 2))
                 self.add("Expand", [x, self.ints(target)])
             case 1:
-                self.add("Tile", [x, self.ints([1 if i == 0 and self.free else self.int(1, 2) for i in range(len(shape))])])
+                self.add(
+                    "Tile",
+                    [
+                        x,
+                        self.ints(
+                            [
+                                1 if i == 0 and self.free else self.int(1, 2)
+                                for i in range(len(shape))
+                            ]
+                        ),
+                    ],
+                )
             case 2 | 3:
                 axis = self.axis(len(shape))
                 n = shape[axis]
@@ -419,26 +506,42 @@ class Maker:
         attributes: dict[str, object] = {
             "mode": mode,
             "coordinate_transformation_mode": self.one(
-                ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
+                (
+                    "half_pixel",
+                    "half_pixel_symmetric",
+                    "pytorch_half_pixel",
+                    "align_corners",
+                    "asymmetric",
+                )
             ),
         }
         if mode == "nearest":
-            attributes["nearest_mode"] = self.one(("round_prefer_floor", "round_prefer_ceil", "floor", "ceil"))
+            attributes["nearest_mode"] = self.one(
+                ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+            )
         if mode == "cubic" and self.yes():
-            attributes |= {"cubic_coeff_a": self.one((-0.5, -0.75)), "exclude_outside": self.int(0, 1)}
+            attributes |= {
+                "cubic_coeff_a": self.one((-0.5, -0.75)),
+                "exclude_outside": self.int(0, 1),
+            }
         if mode != "nearest" and self.yes(3):
             attributes["antialias"] = 1
         lead = 1 if self.yes(8) else 2
         changed = range(min(lead, len(shape) - 1), len(shape))
         if self.yes():
-            scales = [self.one((0.5, 0.6, 1.0, 1.5, 2.0, 3.0)) if i in changed else 1.0 for i in range(len(shape))]
+            scales = [
+                self.one((0.5, 0.6, 1.0, 1.5, 2.0, 3.0)) if i in changed else 1.0
+                for i in range(len(shape))
+            ]
             self.add("Resize", [x, "", self.const(np.float32(scales))], **attributes)
         else:
             axes = [i for i in range(len(shape)) if i in changed]
             sizes = [self.int(1, 6) for _ in axes]
             attributes["axes"] = axes
             if self.yes(3):
-                attributes["keep_aspect_ratio_policy"] = self.one(("not_larger", "not_smaller", "stretch"))
+                attributes["keep_aspect_ratio_policy"] = self.one(
+                    ("not_larger", "not_smaller", "stretch")
+                )
             self.add("Resize", [x, "", "", self.ints(sizes)], **attributes)
 
     def recurrent(self) -> None:
@@ -451,14 +554,21 @@ class Maker:
         direction = self.one(("forward", "reverse", "bidirectional"))
         ways = 2 if direction == "bidirectional" else 1
         layout = 0
-        attributes: dict[str, object] = {"hidden_size": hidden, "direction": direction, "layout": layout}
+        attributes: dict[str, object] = {
+            "hidden_size": hidden,
+            "direction": direction,
+            "layout": layout,
+        }
         if shape[0] > 6:
             return
         if op == "GRU":
             attributes["linear_before_reset"] = self.int(0, 1)
         if op == "LSTM" and self.yes(4):
             attributes["input_forget"] = 1
-        w, r = self.weights(ways, gates * hidden, shape[-1]), self.weights(ways, gates * hidden, hidden)
+        w, r = (
+            self.weights(ways, gates * hidden, shape[-1]),
+            self.weights(ways, gates * hidden, hidden),
+        )
         b = self.weights(ways, 2 * gates * hidden) if self.yes() else ""
         start = self.weights(ways, shape[1], hidden) if self.yes(3) and not self.free else ""
         given = [x, w, r, b, "", start]
@@ -528,14 +638,18 @@ def networks(draw: Draw, most: int = 6) -> Network:
         maker.add("Relu", [maker.inputs[0]])
     made = [n for n in maker.values if n not in maker.inputs]
     chosen = made[-1:]
-    chosen += [maker.one(made) for _ in range(draw(st.sampled_from((0, 0, 0, 1, 2))))] if made else []
+    chosen += (
+        [maker.one(made) for _ in range(draw(st.sampled_from((0, 0, 0, 1, 2))))] if made else []
+    )
     outputs = [(n, 1) for n in dict.fromkeys(chosen)] + [(n, 7) for n in maker.whole[-1:]]
     read = {n for node in maker.nodes for n in node.input}
     graph = helper.make_graph(
         maker.nodes,
         "fuzzed",
         [
-            helper.make_tensor_value_info(n, 1, ["N" if free and i == 0 else d for i, d in enumerate(maker.values[n])])
+            helper.make_tensor_value_info(
+                n, 1, ["N" if free and i == 0 else d for i, d in enumerate(maker.values[n])]
+            )
             for n in maker.inputs
         ],
         [helper.make_tensor_value_info(n, kind, None) for n, kind in outputs],
@@ -544,20 +658,17 @@ def networks(draw: Draw, most: int = 6) -> Network:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     spread = maker.one((1.0, 1.0, 0.1, 5.0, 300.0))
     shift = maker.one((0.0, 0.0, 1.0, -3.0))
-    rows = draw(st.sampled_from((1, 2, 4))) * batch
-    samples = {
-        n: (rng.normal(shift, spread, (rows if free else batch, *maker.values[n][1:]))).astype(np.float32)
-        for n in maker.inputs
-    }
-    if not free:
-        samples = {n: a if len(a) == maker.values[n][0] else a[:1].repeat(maker.values[n][0], 0) for n, a in samples.items()}
-        samples = {n: rng.normal(shift, spread, maker.values[n]).astype(np.float32) for n in maker.inputs}
+    times = draw(st.sampled_from((1, 2, 4))) if free else 1
+    shapes = {n: (times * maker.values[n][0], *maker.values[n][1:]) for n in maker.inputs}
+    samples = {n: rng.normal(shift, spread, s).astype(np.float32) for n, s in shapes.items()}
     options: dict[str, object] = {}
     for key, choices in CHOICES.items():
         if maker.yes(6):
             options[key] = maker.one(choices)
     recipe = maker.one(("fast", "fast", "default", "data-free", "fixed-point", "fixed-point-khot"))
-    return Network(model.SerializeToString(), samples, recipe, options, tuple(n.op_type for n in maker.nodes))
+    return Network(
+        model.SerializeToString(), samples, recipe, options, tuple(n.op_type for n in maker.nodes)
+    )
 
 
 CHOICES: dict[str, tuple[object, ...]] = {

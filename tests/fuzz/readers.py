@@ -1,4 +1,4 @@
-"""Readers of files that nobody vouches for, fed with bytes: what comes out is a result or one of the documented errors."""
+"""Readers of files that nobody vouches for, fed with bytes: what comes out is a result or a documented error."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 
-from qcompile import adoption, data, driver, foreign, npz, recipe
+from qcompile import data, driver, foreign, npz, recipe
 from qcompile import plan as plans
-from qcompile.errors import BadInput, QcompileError, Unsupported
+from qcompile.errors import BadInput, Unsupported
 from qcompile.ir import text
 from qcompile.onnx import frontend, reader
-from qcompile.passes.reparametrize import reparametrize
 from qcompile.targets.hls.folding import Folding
 from tests.fuzz import mutate, seeds
 
@@ -36,8 +35,15 @@ def refusals() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except DOCUMENTED as e:
-        assert str(e).strip(), "a refusal says nothing"
-        str(e).encode()
+        sentence(e)
+
+
+def sentence(error: Exception) -> str:
+    """What a refusal says, which must be something that a terminal can print."""
+    said = str(error)
+    said.encode()
+    assert said.strip(), "a refusal says nothing"
+    return said
 
 
 class _Elsewhere(Exception):
@@ -48,7 +54,11 @@ def model(content: bytes) -> None:
     """The front end up to the ONNX libraries, which work in a process of their own; and models quantized already."""
     with refusals():
         foreign.open(reader.read(content, foreign.DOMAINS))
-    with refusals(), contextlib.suppress(_Elsewhere), patch.object(frontend, "_simplify_elsewhere", _stop):
+    with (
+        refusals(),
+        contextlib.suppress(_Elsewhere),
+        patch.object(frontend, "_simplify_elsewhere", _stop),
+    ):
         frontend.load(content, input_dims={"N": 2}, warn=lambda sentence: None)
 
 

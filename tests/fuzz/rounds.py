@@ -74,7 +74,9 @@ def network_round(seed: int, folder: Path) -> tuple[int, int]:
     try:
         run()
     except BaseException:
-        _keep(folder, f"network-{seed}", tried[-1].model, f"{tried[-1]!r}\n{traceback.format_exc()}")
+        _keep(
+            folder, f"network-{seed}", tried[-1].model, f"{tried[-1]!r}\n{traceback.format_exc()}"
+        )
         raise
     try:
         chain.equal_in_c([g for _, g in graphs])

@@ -89,7 +89,14 @@ def arrays() -> Iterator[bytes]:
     """Arrays of several types and orders, as .npy."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 3, 4, 4)).astype(np.float32)
-    for a in (x, x.transpose(0, 2, 3, 1), np.asfortranarray(x), (x * 9).astype(np.int8), x[0], x.astype(np.float64)):
+    for a in (
+        x,
+        x.transpose(0, 2, 3, 1),
+        np.asfortranarray(x),
+        (x * 9).astype(np.int8),
+        x[0],
+        x.astype(np.float64),
+    ):
         file = io.BytesIO()
         np.save(file, a)
         yield file.getvalue()
@@ -101,7 +108,13 @@ def archives() -> Iterator[bytes]:
     x = rng.normal(size=(4, 3, 4, 4)).astype(np.float32)
     for save in (np.savez, np.savez_compressed):
         file = io.BytesIO()
-        save(file, x=x, y=np.arange(4), train=np.array([0, 2]), mask=np.array([True, False, True, True]))
+        save(
+            file,
+            x=x,
+            y=np.arange(4),
+            train=np.array([0, 2]),
+            mask=np.array([True, False, True, True]),
+        )
         yield file.getvalue()
     file = io.BytesIO()
     np.savez(file, anything=np.asfortranarray(x))
@@ -127,27 +140,29 @@ def recipes() -> Iterator[bytes]:
 
 def saved_plans() -> Iterator[bytes]:
     """The plan of the network."""
-    job, side, _ = prepared()
+    _, side, _ = prepared()
     yield plans.dump(side.plan).encode()
 
 
 def encodings() -> Iterator[bytes]:
     """AIMET's two formats, for the network."""
-    old = [{"bitwidth": 8, "dtype": "int", "is_symmetric": "False", "max": 2.0, "min": -1.0, "offset": -85, "scale": 0.01176}]
-    many = [{"bitwidth": 8, "dtype": "int", "is_symmetric": "True", "max": 1.0, "min": -1.0, "offset": -128, "scale": 0.0078}] * 4
-    yield json.dumps(
-        {"version": "0.6.1", "activation_encodings": {"x": old, "r": old, "a": old}, "param_encodings": {"w": many, "b": old}},
-        indent=1,
-    ).encode()  # fmt: skip
-    new = {"name": "x", "bw": 8, "dtype": "INT", "enc_type": "PER_TENSOR", "is_sym": False, "offset": [-85], "scale": [0.0117]}
-    yield json.dumps(
-        {
-            "version": "1.0.0",
-            "activation_encodings": [new, {**new, "name": "r"}],
-            "param_encodings": [{**new, "name": "w", "enc_type": "PER_CHANNEL", "offset": [-128] * 4, "scale": [0.01] * 4}],
-        },
-        indent=1,
-    ).encode()
+    ends = {"max": 2.0, "min": -1.0, "offset": -85, "scale": 0.01176}
+    one = {"bitwidth": 8, "dtype": "int", "is_symmetric": "False", **ends}
+    many = [{**one, "is_symmetric": "True", "offset": -128, "scale": 0.0078, "max": 1.0}] * 4
+    old = {
+        "version": "0.6.1",
+        "activation_encodings": {"x": [one], "r": [one], "a": [one]},
+        "param_encodings": {"w": many, "b": [one]},
+    }
+    plain = {"bw": 8, "dtype": "INT", "enc_type": "PER_TENSOR", "is_sym": False}
+    whole = {**plain, "offset": [-85], "scale": [0.0117]}
+    rows = {**plain, "enc_type": "PER_CHANNEL", "offset": [-128] * 4, "scale": [0.01] * 4}
+    new = {
+        "version": "1.0.0",
+        "activation_encodings": [{**whole, "name": "x"}, {**whole, "name": "r"}],
+        "param_encodings": [{**rows, "name": "w"}],
+    }
+    yield from (json.dumps(made, indent=1).encode() for made in (old, new))
 
 
 def graphs() -> Iterator[bytes]:

@@ -219,6 +219,17 @@ def test_an_output_that_is_listed_twice() -> None:
         frontend.load(model.SerializeToString())
 
 
+def test_sizes_beyond_all_memory() -> None:
+    model = one_node(make_node("Relu", ["x"], ["y"]), kind=TensorProto.FLOAT)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1 << 40
+    with pytest.raises(BadInput, match=rf"input 'x' has {1 << 41} elements"):
+        frontend.load(model.SerializeToString())
+    wide = one_node(make_node("Tile", ["x", "k"], ["y"]), kind=TensorProto.FLOAT)
+    wide.graph.initializer.append(numpy_helper.from_array(np.array([1, 1 << 40]), "k"))
+    with pytest.raises(Unsupported, match=rf"makes 'y' of {3 << 40} elements"):
+        frontend.load(wide.SerializeToString())
+
+
 def test_a_tensor_of_doubles_that_is_cut_short() -> None:
     model = one_node(make_node("Add", ["x", "k"], ["y"]), kind=TensorProto.DOUBLE)
     model.graph.initializer.append(numpy_helper.from_array(np.arange(3.0), "k"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from qcompile.errors import BadInput, QcompileError, Unsupported
 from qcompile.onnx.edit import keep_outputs
 from qcompile.onnx.numbers import as_float32
-from qcompile.onnx.reader import read, refuse_foreign_operators
+from qcompile.onnx.reader import MAX_ELEMENTS, read, refuse_foreign_operators
 
 MAX_SECONDS = 1200
 """How long the ONNX libraries may work on one model."""
@@ -152,6 +153,10 @@ def _set_dims(
                 free.add(dim.dim_param)
             elif dim.dim_value < 1:
                 raise BadInput(f"axis {axis} of input {name!r} has size {dim.dim_value}")
+        if (elements := math.prod(d.dim_value or 1 for d in shape)) > MAX_ELEMENTS:
+            raise BadInput(
+                f"input {name!r} has {elements} elements; more than {MAX_ELEMENTS} are not compiled"
+            )
     if len(free) > 1:
         raise BadInput(
             f"the inputs have different symbolic batch dimensions ({', '.join(map(repr, sorted(free)))});"

@@ -25,7 +25,7 @@ from onnxscript import optimizer
 
 from qcompile.errors import BadInput, QcompileError, Unsupported
 from qcompile.onnx.edit import Editor, constant, dims, operand, reshape_target, static
-from qcompile.onnx.reader import MAX_NODES
+from qcompile.onnx.reader import MAX_ELEMENTS, MAX_NODES
 
 OPSET = 21
 """Every graph after the front door is of this ONNX opset."""
@@ -265,7 +265,13 @@ def _check_result(graph: ir.Graph) -> None:
             if shape is None and node.op_type in _SHAPED_LIKE_THEIR_INPUT:
                 shape = dims(operand(node, 0))
                 value.shape = None if shape is None else ir.Shape(shape)
-            if shape is None or static(shape[1:]) is None:
+            rest = None if shape is None else static(shape[1:])
+            if rest is not None and math.prod(rest) > MAX_ELEMENTS:
+                raise Unsupported(
+                    f"node {node.name!r} ({node.op_type}) makes {value.name!r} of {math.prod(rest)} elements"
+                    f" a sample; more than {MAX_ELEMENTS} are not compiled"
+                )
+            if rest is None or shape is None:
                 raise Unsupported(
                     f"the shape of {value.name!r}, made by node {node.name!r} ({node.op_type}), is only"
                     f" known at run time ({value.shape}); fix the batch with --input-dim NAME=VALUE"

@@ -17,7 +17,16 @@ from qcompile.pipeline import Context
 from qcompile.plan import Kind, Quantizer, QuantPlan
 
 from .layers import Layer, Linear, Pooled, Rescaled, partition
-from .refine import Doubles, Evidence, Floats, Reader, gather, nearest, readers
+from .refine import (
+    Doubles,
+    Evidence,
+    Floats,
+    Reader,
+    gather,
+    nearest,
+    readers,
+    set_by_operators,
+)
 from .views import counts, static_dims
 from .widen import Widen
 
@@ -122,11 +131,11 @@ class _Search:
 
     def wanted(self, layers: Sequence[Layer]) -> dict[str, Sequence[Reader]]:
         """Who reads each activation; one that no linear layer reads is taken as it is."""
-        found = readers(layers, self.plan)
+        found, held = readers(layers, self.plan), set_by_operators(layers, self.plan)
         return {
             name: found.get(name) or [Reader(name, name, None)]
             for name, slot in self.plan.slots.items()
-            if slot.kind is not Kind.WEIGHT and slot.known_range is None
+            if slot.kind is not Kind.WEIGHT and slot.known_range is None and name not in held
         }
 
     def activation(self, name: str, mine: Sequence[Reader]) -> None:

@@ -28,6 +28,7 @@ from .layers import (
 )
 
 Floats = NDArray[np.float32]
+FLOAT = int(onnx.TensorProto.FLOAT)
 
 
 class Operators:
@@ -36,6 +37,11 @@ class Operators:
     def __init__(self, model: ir.Model, threads: int) -> None:
         self._proto = ir.to_proto(model)
         self._threads = threads
+        graph = self._proto.graph
+        self._types = {
+            v.name: v.type.tensor_type.elem_type
+            for v in (*graph.input, *graph.value_info, *graph.output)
+        }
         self._products: dict[str, onnxruntime.InferenceSession] = {}
 
     def product(self, term: Linear, x: Floats, w: Floats) -> Floats:
@@ -49,7 +55,7 @@ class Operators:
         if key not in self._products:
             conv = helper.make_node("Conv", ["x", "w"], ["y"])
             conv.attribute.extend(ir.to_proto(node).attribute)
-            self._products[key] = self._session([conv], ["x", "w"], "y", [])
+            self._products[key] = self._session([conv], {"x": FLOAT, "w": FLOAT}, {"y": FLOAT}, [])
         return np.asarray(self._products[key].run(None, {"x": x, "w": w})[0], np.float32)
 
     def layer(
@@ -64,19 +70,32 @@ class Operators:
                 wanted |= set(node.input) - set(inputs)
         read = {n for node in nodes for n in node.input} - set(inputs)
         constants = [t for t in self._proto.graph.initializer if t.name in read]
-        session = self._session(nodes, inputs, out, constants)
-        return lambda given: np.asarray(session.run([out], dict(given))[0], np.float32)
+        # what an ArgMax makes is no float
+        kinds = {n: self._types.get(n, FLOAT) for n in (*inputs, out)}
+        made = {out: kinds.pop(out)}
+        session = self._session(nodes, kinds, made, constants)
+
+        def run(given: Mapping[str, NDArray[np.generic]]) -> Floats:
+            fed = {
+                n: a.astype(helper.tensor_dtype_to_np_dtype(kinds[n]), copy=False)
+                for n, a in given.items()
+            }
+            return np.asarray(session.run([out], fed)[0], np.float32)
+
+        return run
 
     def _session(
         self,
         nodes: Sequence[onnx.NodeProto],
-        inputs: Sequence[str],
-        output: str,
+        inputs: Mapping[str, int],
+        outputs: Mapping[str, int],
         constants: Sequence[onnx.TensorProto],
     ) -> onnxruntime.InferenceSession:
-        unknown = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in inputs]
-        made = helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
-        graph = helper.make_graph(list(nodes), "layer", unknown, [made], list(constants))
+        fed, made = (
+            [helper.make_tensor_value_info(n, kind, None) for n, kind in names.items()]
+            for names in (inputs, outputs)
+        )
+        graph = helper.make_graph(list(nodes), "layer", fed, made, list(constants))
         model = helper.make_model(
             graph,
             opset_imports=self._proto.opset_import,

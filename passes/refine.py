@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 from qcompile.choose import Part, enough
 from qcompile.errors import BadInput
 from qcompile.formats import Int
+from qcompile.onnx.edit import dims
 from qcompile.onnx.execute import FloatSession
 from qcompile.pipeline import Context, Samples
 from qcompile.plan import Kind, Quantizer, QuantPlan, affine
 
 from .layers import (
+    Index,
     Join,
     Layer,
     Linear,
+    Normalized,
     Operand,
     Pooled,
     Product,
     Rescaled,
+    SoftmaxLayer,
     View,
     initializer,
     partition,
@@ -97,9 +101,11 @@ class Reader:
                 kernel = array.shape[2:] if linear.node.op_type == "Conv" else ()
                 outputs = array.shape[linear.channel_axis]
                 size = array.size // outputs * _groups(linear) + outputs
-                made = seen[str(linear.node.outputs[0].name)]
+                result = linear.node.outputs[0]
+                x, made = _own_axes(x, linear.x), _own_axes(seen[str(result.name)], result)
                 return unfold(linear.node, kernel, x, made, max(1, limit // size), rng)[0]
-            case Pooled(window=window):
+            case Pooled(x=value, window=window):
+                x = _own_axes(x, value)
                 kernel = x.shape[2:] if window is None else window.kernel
                 strides = kernel if window is None else window.strides
                 windows = sliding_window_view(x, kernel, tuple(range(2, x.ndim)))
@@ -111,6 +117,12 @@ class Reader:
         if len(flat) > count:
             flat = flat[np.sort(rng.choice(len(flat), count, replace=False))]
         return np.ascontiguousarray(flat[np.newaxis])
+
+
+def _own_axes(array: Floats, value: ir.Value) -> Floats:
+    """The array without the axis of samples in front that a value has whose own leading axis counts none."""
+    rank = len(dims(value) or array.shape)
+    return array.reshape(-1, *array.shape[array.ndim - rank + 1 :])
 
 
 def readers(layers: Sequence[Layer], plan: QuantPlan) -> dict[str, list[Reader]]:
@@ -145,7 +157,17 @@ def readers(layers: Sequence[Layer], plan: QuantPlan) -> dict[str, list[Reader]]
         for tensor, term_ in read:
             if (owner := plan.owner(tensor)) is not None:
                 found.setdefault(owner, []).append(Reader(tensor, out, term_))
+    opaque |= set_by_operators(layers, plan)
     return {name: r for name, r in found.items() if name not in opaque}
+
+
+def set_by_operators(layers: Sequence[Layer], plan: QuantPlan) -> set[str]:
+    """The slots whose scale is what their operator makes: of a Softmax, a normalization, an ArgMax."""
+    return {
+        str(plan.owner(str(x.out.name)))
+        for x in layers
+        if isinstance(x, SoftmaxLayer | Normalized | Index)
+    }
 
 
 def _groups(term: Linear) -> int:

@@ -74,6 +74,12 @@ def decode(graph: Graph, codes: Mapping[str, Array]) -> dict[str, NDArray[np.flo
     return {port.name: dequantize(codes[port.name], port) for port, _ in graph.outputs}
 
 
+def end_to_end(real: NDArray[np.float32], program: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Float results as a program gives them: what counts no samples on its leading axis is joined along it."""
+    merged = real.reshape(-1, *real.shape[2:]) if real.ndim > program.ndim else real
+    return merged.astype(np.float64)
+
+
 def whole(graph: Graph, feeds: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
     """Feeds cut to a multiple of the batch the graph takes at once."""
     steps = {port.name: value.type.shape[0] for port, value in graph.inputs}

@@ -139,7 +139,7 @@ def output_sqnr(
         for name, real in floats.run(batch).items():
             if not np.isfinite(real).all():
                 raise BadInput(f"the float model computes NaN or Inf at {name!r}; repair it")
-            wide = real.astype(np.float64)
+            wide = border.end_to_end(real, mine[name])
             signal[name] += float(np.square(wide).sum())
             noise[name] += float(np.square(wide - mine[name].astype(np.float64)).sum())
     if not rows:

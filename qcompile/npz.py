@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -169,11 +170,15 @@ def _reading(what: str) -> Iterator[None]:
     except (
         EOFError,
         KeyError,
+        # Python's parser raises it, and RecursionError, where a header nests too deep
+        MemoryError,
         NotImplementedError,
         OSError,
         OverflowError,
         RuntimeError,
+        SyntaxError,
         ValueError,
+        tokenize.TokenError,
         zipfile.BadZipFile,
         zlib.error,
     ) as e:

@@ -173,7 +173,7 @@ def evaluate(
             else artifact.run(batch)
         )
         for name in outputs:
-            real[name].append(f[name])
+            real[name].append(border.end_to_end(f[name], q[name]))
             mine[name].append(q[name])
     rows: list[dict[str, object]] = []
     for name in outputs:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from qcompile.errors import Unsupported
-from qcompile.onnx.edit import Editor, static
+from qcompile.onnx.edit import Editor, keep_outputs, static
 from qcompile.pipeline import Context
 from qcompile.plan import QuantPlan
 
@@ -94,7 +94,7 @@ class Decompose:
     def __call__(self, model: ir.Model, plan: QuantPlan, context: Context) -> bool:
         """Edit in place; say whether anything changed."""
         graph = model.graph
-        editor = Editor(graph)
+        editor, outputs = Editor(graph), [str(v.name) for v in graph.outputs]
         changed = False
         for _ in range(_ROUNDS):
             if not any([_decomposed(node, editor) for node in list(graph)]):
@@ -102,6 +102,7 @@ class Decompose:
             changed = True
             common.IdentityEliminationPass()(model)
             common.RemoveUnusedNodesPass()(model)
+        keep_outputs(graph, outputs)
         if mixes(graph) and all(static(v.shape.dims) is not None for v in graph.inputs if v.shape):
             lift(model)
             changed = True

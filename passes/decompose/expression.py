@@ -176,15 +176,22 @@ class Expression:
 
     def times(self, x: ir.Value, factor: Floats | float) -> ir.Value:
         """The product with a constant that broadcasts to x."""
+        if (known := constant(x)) is not None:
+            return self.floats(np.asarray(known, np.float32) * factor, "product")
         return self.op("Mul", x, self.floats(factor, "factor"), shape=self.shape(x))
 
     def plus(self, x: ir.Value, addend: Floats | float) -> ir.Value:
         """The sum with a constant that broadcasts to x."""
+        if (known := constant(x)) is not None:
+            return self.floats(np.asarray(known, np.float32) + addend, "sum")
         return self.op("Add", x, self.floats(addend, "addend"), shape=self.shape(x))
 
     def matmul(self, x: ir.Value, weight: Floats | ir.Value) -> ir.Value:
         """The last axis of x times a constant matrix [K, M]."""
         matrix = weight if isinstance(weight, ir.Value) else self.floats(weight, "weight")
+        known, numbers = constant(x), constant(matrix)
+        if known is not None and numbers is not None:
+            return self.floats(np.asarray(known, np.float32) @ np.asarray(numbers, np.float32), "product")
         return self.op("MatMul", x, matrix, shape=(*self.shape(x)[:-1], self.size(matrix, 1)))
 
     def tied(self, x: ir.Value, role: str) -> ir.Value:

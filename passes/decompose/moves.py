@@ -112,8 +112,17 @@ def slices(e: Expression) -> ir.Value | None:
                 continue
             e.size(x, axis)
             continue
-        x = e.take(x, axis, list(range(size))[starts[i] : ends[i] : step])
+        x = e.take(x, axis, picked(size, starts[i], ends[i], step))
     return x
+
+
+def picked(size: int, start: int, end: int, step: int) -> range:
+    """The indices that a Slice keeps of an axis (ONNX operator specification: how bounds are clamped)."""
+    start, end = (n + size * (n < 0) for n in (start, end))
+    if step > 0:
+        return range(min(max(start, 0), size), min(max(end, 0), size), step)
+    # unlike Python's, a start below the axis is its first entry
+    return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step)
 
 
 def pad(e: Expression) -> ir.Value | None:

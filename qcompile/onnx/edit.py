@@ -61,6 +61,17 @@ def reshape_target(source: ir.Value, target: ir.Value) -> list[int] | None:
     return None if tail is None else [-1, *tail]
 
 
+def keep_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    """Two outputs that became one value when an Identity went are two again."""
+    for i, name in enumerate(names):
+        value = graph.outputs[i]
+        if value.name == name:
+            continue
+        copy = ir.Value(name=name, shape=value.shape, type=value.type)
+        graph.append(ir.Node("", "Identity", [value], outputs=[copy], name=f"{name}.copy"))
+        graph.outputs[i] = copy
+
+
 class Editor:
     """Adds uniquely named constants and nodes to one graph."""
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import onnx
 import onnx_ir as ir
 
 from qcompile.errors import BadInput, QcompileError, Unsupported
+from qcompile.onnx.edit import keep_outputs
 from qcompile.onnx.numbers import as_float32
-from qcompile.onnx.reader import read, refuse_foreign_operators
+from qcompile.onnx.reader import MAX_ELEMENTS, read, refuse_foreign_operators
 
 MAX_SECONDS = 1200
 """How long the ONNX libraries may work on one model."""
@@ -53,7 +56,7 @@ def load(
         from qcompile.onnx.simplify import simplify
 
         model = ir.from_proto(simplify(proto))
-    _keep_outputs(model.graph, outputs)
+    keep_outputs(model.graph, outputs)
     return model
 
 
@@ -64,17 +67,6 @@ def open_batch(proto: onnx.ModelProto) -> str | None:
     return next(
         (s[0].dim_param for s in shapes if s and not s[0].dim_value and s[0].dim_param), None
     )
-
-
-def _keep_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
-    """Two outputs that became one value when an Identity went are two again."""
-    for i, name in enumerate(names):
-        value = graph.outputs[i]
-        if value.name == name:
-            continue
-        copy = ir.Value(name=name, shape=value.shape, type=value.type)
-        graph.append(ir.Node("", "Identity", [value], outputs=[copy], name=f"{name}.copy"))
-        graph.outputs[i] = copy
 
 
 def _simplify_elsewhere(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -122,6 +114,9 @@ def _check_inputs(graph: onnx.GraphProto) -> None:
         raise BadInput("the model has no inputs")
     if not graph.output:
         raise BadInput("the model has no outputs")
+    returned = Counter(v.name for v in graph.output)
+    if twice := [name for name, count in returned.items() if count > 1]:
+        raise BadInput(f"the model returns {twice[0]!r} twice; name every output once")
     for value in graph.input:
         kind = value.type.WhichOneof("value")
         if kind != "tensor_type":
@@ -175,6 +170,10 @@ def _set_dims(
                 free.add(dim.dim_param)
             elif dim.dim_value < 1:
                 raise BadInput(f"axis {axis} of input {name!r} has size {dim.dim_value}")
+        if (elements := math.prod(d.dim_value or 1 for d in shape)) > MAX_ELEMENTS:
+            raise BadInput(
+                f"input {name!r} has {elements} elements; more than {MAX_ELEMENTS} are not compiled"
+            )
     if len(free) > 1:
         raise BadInput(
             f"the inputs have different symbolic batch dimensions ({', '.join(map(repr, sorted(free)))});"

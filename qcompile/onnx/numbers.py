@@ -12,7 +12,7 @@ import onnx
 import onnx.defs
 from onnx import TensorProto, helper, numpy_helper
 
-from qcompile.errors import Unsupported
+from qcompile.errors import BadInput, Unsupported
 
 _REALS = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _WHOLE = frozenset(
@@ -59,7 +59,11 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
 
 
 def _to_float32(tensor: TensorProto) -> None:
-    array = numpy_helper.to_array(tensor)
+    try:
+        array = numpy_helper.to_array(tensor)
+    except Exception as e:
+        # onnx's own errors share no class
+        raise BadInput(f"tensor {tensor.name!r} is damaged: {e}") from e
     tensor.CopyFrom(numpy_helper.from_array(array.astype("float32"), tensor.name))
 
 
@@ -74,7 +78,7 @@ def _follow(graph: onnx.GraphProto, whole: set[str], version: int) -> None:
             _truncated(graph, node, constants)
             continue
         if node.op_type == "Cast":
-            to = next(a.i for a in node.attribute if a.name == "to")
+            to = next((a.i for a in node.attribute if a.name == "to"), None)
             if to != TensorProto.FLOAT:
                 raise Unsupported(
                     f"node {node.name!r} (Cast) makes integers of integers, which may wrap around; "
@@ -88,12 +92,12 @@ def _follow(graph: onnx.GraphProto, whole: set[str], version: int) -> None:
                 f"node {node.name!r} ({node.op_type}) computes with integers as no real numbers do; "
                 "feed the model what it makes"
             )
-        if node.op_type == "Gather" and node.input[1] in whole:
+        if node.op_type == "Gather" and whole & set(node.input[1:]):
             raise Unsupported(
                 f"node {node.name!r} (Gather) looks up by integers that are fed ({node.input[1]!r}); "
                 "feed the model what it makes"
             )
-        schema = onnx.defs.get_schema(node.op_type, version)
+        schema = _schema(node, version)
         kind = _formal(schema, next(i for i, n in enumerate(node.input) if n in whole))
         for i, name in enumerate(node.input):
             if _formal(schema, i) == kind and name in constants:
@@ -126,6 +130,17 @@ def _truncated(
     place = list(graph.node).index(node) + 1
     for i, step in enumerate(steps):
         graph.node.insert(place + i, step)
+
+
+def _schema(node: onnx.NodeProto, version: int) -> onnx.defs.OpSchema:
+    """The definition of an operator that takes and makes at least one tensor."""
+    try:
+        return onnx.defs.get_schema(node.op_type, version)
+    except (onnx.defs.SchemaError, TypeError) as e:
+        # a version beyond 32 bits is a TypeError
+        raise BadInput(
+            f"node {node.name!r}: opset {version}, which the model states, has no {node.op_type}"
+        ) from e
 
 
 def _formal(schema: onnx.defs.OpSchema, index: int) -> str:

@@ -18,6 +18,9 @@ MAX_MODEL_BYTES = 2**31 - 1
 MAX_NODES = 200_000
 """The most nodes a graph may have once its functions are expanded."""
 
+MAX_ELEMENTS = 2**30
+"""The most elements a value may have for one sample: more than any network, less than a machine's memory."""
+
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
 

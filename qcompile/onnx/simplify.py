@@ -27,7 +27,7 @@ from onnxscript import optimizer
 
 from qcompile.errors import BadInput, QcompileError, Unsupported
 from qcompile.onnx.edit import Editor, constant, dims, operand, reshape_target, static
-from qcompile.onnx.reader import MAX_NODES
+from qcompile.onnx.reader import MAX_ELEMENTS, MAX_NODES
 from qcompile.onnx.unroll import unroll
 
 OPSET = 21
@@ -315,7 +315,13 @@ def _check_result(graph: ir.Graph) -> None:
                 shape = dims(operand(node, 0))
                 value.shape = None if shape is None else ir.Shape(shape)
             # A Transpose may take the batch off the leading axis.
-            if shape is None or static([d for d in shape[1:] if d not in batch]) is None:
+            rest = None if shape is None else static([d for d in shape[1:] if d not in batch])
+            if rest is not None and math.prod(rest) > MAX_ELEMENTS:
+                raise Unsupported(
+                    f"node {node.name!r} ({node.op_type}) makes {value.name!r} of {math.prod(rest)} elements"
+                    f" a sample; more than {MAX_ELEMENTS} are not compiled"
+                )
+            if rest is None or shape is None:
                 raise Unsupported(
                     f"the shape of {value.name!r}, made by node {node.name!r} ({node.op_type}), is only"
                     f" known at run time ({value.shape}); fix the batch with --input-dim NAME=VALUE"

@@ -1,0 +1,91 @@
+"""A network through the whole chain: float model, integer graph, C that equals it; or a refusal in a sentence."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile import driver, pipeline
+from qcompile.data import InputSpec
+from qcompile.errors import BadInput, Unsupported
+from qcompile.ir import Graph
+from qcompile.job import Job
+from qcompile.onnx import frontend
+from qcompile.onnx.simplify import simplify
+from qcompile.options import Options
+from tests.fuzz.networks import Network
+from tests.fuzz.readers import sentence
+from tests.native import check
+
+Array = NDArray[np.generic]
+
+
+def compiled(network: Network) -> Graph | str:
+    """The integer graph, or the sentence that refuses the network; anything else is raised."""
+    context = pipeline.Context(resumable=False)
+    try:
+        job = Job.checked(
+            network.model, "x86", network.recipe, None, {}, Options(jobs=1).but(network.options)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with patch.object(frontend, "_simplify_elsewhere", simplify):
+                side = driver.prepare(job, context)
+            samples = [_fitting(network.samples, driver.specs(side.model))]
+        data = driver.open_samples(job, side, samples, context)
+        driver.calibrate(job, side, data, context)
+        return driver.to_integers(job, side).graph
+    except (BadInput, Unsupported) as e:
+        return sentence(e)
+
+
+def _fitting(samples: Mapping[str, Array], inputs: Sequence[InputSpec]) -> dict[str, Array]:
+    """The samples in the shapes the model has after import, which may have a batch axis of its own."""
+    made = {}
+    for spec in inputs:
+        given = samples[spec.name]
+        rest = tuple(n for n in spec.shape[1:] if isinstance(n, int))
+        fits = given.ndim == len(spec.shape) and given.shape[1:] == rest
+        made[spec.name] = given if fits else np.resize(given, (spec.shape[0] or 1, *rest))
+    rows = min(map(len, made.values()))
+    return {name: a[:rows] for name, a in made.items()}
+
+
+def equal_in_c(graphs: Sequence[Graph]) -> None:
+    """AssertionError unless the portable C of every graph gives all its values, sanitizers quiet."""
+    with tempfile.TemporaryDirectory() as folder:
+        check(graphs, Path(folder))
+
+
+def whole(network: Network) -> str | None:
+    """Compile to a folder as a user does, everything verified; the sentence of a refusal."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with warnings.catch_warnings(), patch.object(frontend, "_simplify_elsewhere", simplify):
+                warnings.simplefilter("ignore")
+                driver.compile(
+                    network.model, "x86", None, network.recipe, Path(folder) / "out", **network.options
+                )  # fmt: skip
+        except (BadInput, Unsupported) as e:
+            return sentence(e)
+    return None
+
+
+def damaged(model: bytes) -> str | None:
+    """A model that may be anything, through the front end's own process to C; the sentence of a refusal."""
+    context = pipeline.Context(resumable=False)
+    try:
+        job = Job.checked(model, "x86", "fast", None, {"N": 2}, Options(jobs=1, samples=2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = driver.build(job, None, context).integerized.graph
+    except (BadInput, Unsupported) as e:
+        return sentence(e)
+    graph.verify()
+    return None

@@ -255,7 +255,7 @@ def test_headers_of_arrays_that_no_parser_takes(tmp_path: Path, header: bytes) -
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ('file = "\\u0000data.npz"', "cannot be found"),
+        ('file = "\\u0000data.npz"', "is no path"),
         (f'file = "data.npz"\n[inputs.x]\nscale = 1{"0" * 400}', "is a number"),
         ("x = " + "[" * 5000, "cannot be read"),
     ],

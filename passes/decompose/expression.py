@@ -191,7 +191,9 @@ class Expression:
         matrix = weight if isinstance(weight, ir.Value) else self.floats(weight, "weight")
         known, numbers = constant(x), constant(matrix)
         if known is not None and numbers is not None:
-            return self.floats(np.asarray(known, np.float32) @ np.asarray(numbers, np.float32), "product")
+            return self.floats(
+                np.asarray(known, np.float32) @ np.asarray(numbers, np.float32), "product"
+            )
         return self.op("MatMul", x, matrix, shape=(*self.shape(x)[:-1], self.size(matrix, 1)))
 
     def tied(self, x: ir.Value, role: str) -> ir.Value:

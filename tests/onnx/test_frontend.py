@@ -531,12 +531,16 @@ def test_sizes_below_one(size: int) -> None:
         load(build([make_node("Relu", ["x"], ["y"])], {"x": [1, size]}))
 
 
-def test_a_batch_that_cannot_be_free_names_the_remedy() -> None:
-    node = make_node("Transpose", ["x"], ["y"], perm=[1, 0], name="turn")
-    model = build([node], {"x": ["N", 4]}, outputs={"y": [4, "N"]})
-    with pytest.raises(Unsupported, match=r"'turn'.*--input-dim"):
-        load(model)
+def test_only_the_batch_itself_leaves_the_leading_axis() -> None:
+    turn = make_node("Transpose", ["x"], ["t"], perm=[1, 0], name="turn")
+    model = build([turn], {"x": ["N", 4]}, outputs={"t": [4, "N"]})
+    shape = load(model).graph.outputs[0].shape
+    assert shape is not None
+    assert [str(n) for n in shape] == ["4", "N"]
     assert keeps(model, [3, 4], input_dims={"N": 3}) == ["Transpose"]
+    twice = make_node("Concat", ["t", "t"], ["y"], axis=1, name="double")
+    with pytest.raises(Unsupported, match=r"'double'.*--input-dim"):
+        load(build([turn, twice], {"x": ["N", 4]}, outputs={"y": [4, "M"]}))
 
 
 # --- clean-up ------------------------------------------------------------------------------------

@@ -251,13 +251,13 @@ def test_an_open_batch_stays_open(op: str, layers: int, both: bool, take: str) -
 
 
 def test_the_steps_of_a_compiled_lstm_share_their_integers(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).normal(size=(64, 5, 3)).astype(np.float32)
-    model = exported("LSTM", 1, True, "all")
+    x = np.random.default_rng(0).normal(size=(32, 5, 3)).astype(np.float32)
+    model = exported("LSTM", 1, False, "all")
     # compile itself compares the program and integer.onnx with the integer graph
     artifact = qcompile.compile(model.SerializeToString(), "x86", x, output=tmp_path / "out")
     constants = [v.const for n in artifact.golden.graph.nodes for v in n.inputs]
     recurrent = [c.tobytes() for c in constants if c is not None and c.shape in {(4, 16), (16, 4)}]
-    assert (len(recurrent), len(set(recurrent))) == (8, 2)
+    assert (len(recurrent), len(set(recurrent))) == (4, 1)
     (expected,) = run(model, x)
     error = artifact.run({"x": x})["y"] - expected
     assert np.abs(error).max() < 0.05 * np.abs(expected).max()

@@ -6,7 +6,7 @@ import hashlib
 import mmap
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -228,8 +228,23 @@ def identifier(text: str) -> str:
 
 
 def sha256_of(source: Model) -> str:
-    """The digest of a model's file, or of its bytes."""
+    """The digest of a model's bytes, or of its file and then the files of its external data, sorted by name."""
     if isinstance(source, bytes):
         return manifest.sha256(source)
     with open(source, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        whole = hashlib.file_digest(f, "sha256")
+    for path in _beside(source):
+        with path.open("rb") as f:
+            hashlib.file_digest(f, lambda: whole)
+    return whole.hexdigest()
+
+
+def _beside(source: str | os.PathLike[str]) -> Sequence[Path]:
+    """The files of a model's external data; only a model that speaks of places is parsed to find out."""
+    from qcompile.onnx.reader import external_files
+
+    if not Path(source).stat().st_size:
+        return ()
+    with open(source, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        speaks = data.find(b"location") >= 0
+    return external_files(source) if speaks else ()

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompile.errors import BadInput, QcompileError, Unsupported
+from qcompile.onnx import weights
 from qcompile.onnx.edit import keep_outputs
 from qcompile.onnx.numbers import as_float32
 from qcompile.onnx.reader import MAX_ELEMENTS, read, refuse_foreign_operators
@@ -50,12 +51,17 @@ def load(
     _check_inputs(proto.graph)
     _set_dims(proto.graph, input_dims or {}, warn)
     outputs = [v.name for v in proto.graph.output]
+    small, large = weights.detach(proto)
     if isolated:
-        model = ir.from_proto(_simplify_elsewhere(proto))
+        model = ir.from_proto(_simplify_elsewhere(small))
     else:
         from qcompile.onnx.simplify import simplify
 
-        model = ir.from_proto(simplify(proto))
+        model = ir.from_proto(simplify(small))
+    if weights.attach(model, large):
+        from qcompile.onnx.simplify import fold_weights
+
+        fold_weights(model)
     keep_outputs(model.graph, outputs)
     return model
 

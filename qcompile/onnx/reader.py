@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from pathlib import Path
 import onnx
 
 from qcompile.errors import BadInput, Unsupported
-from qcompile.onnx.classical import in_standard_operators
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest model read, external data included: what one protobuf message can hold."""
@@ -31,7 +31,6 @@ def read(
 
     Operators of `domains` are let in too.
     """
-    model = onnx.ModelProto()
     folder: Path | None = None
     if isinstance(source, bytes):
         what, data = "the model", source
@@ -42,18 +41,41 @@ def read(
         folder = path.resolve().parent
     if len(data) > MAX_MODEL_BYTES:
         raise BadInput(_too_large(what))
+    model = _parsed(data, what)
+    if not model.HasField("graph"):
+        raise BadInput(f"{what} is not an ONNX model: it holds no graph")
+    _refuse_broken_text(model, what)
+    _load_external(model, folder, MAX_MODEL_BYTES - len(data))
+    _refuse_other_sizes(model)
+    in_standard_operators(model)
+    refuse_foreign_operators(model, domains)
+    _refuse_expansion(model)
+    return model
+
+
+def external_files(source: str | os.PathLike[str]) -> list[Path]:
+    """The files beside a model that hold values of its tensors, in the order of their names in it."""
+    path = Path(source)
+    what = f"{str(path)!r}"
+    model = _parsed(_read_file(path, MAX_MODEL_BYTES, what), what)
+    folder = path.resolve().parent
+    named = {
+        entry.value: tensor.name
+        for tensor in _tensors(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [_inside(f"tensor {named[location]!r}", location, folder) for location in sorted(named)]
+
+
+def _parsed(data: bytes, what: str) -> onnx.ModelProto:
+    model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except Exception as e:
         # protobuf has its own error classes, another set in each of its implementations.
         raise BadInput(f"{what} is not an ONNX model or is cut short: {e}") from e
-    if not model.HasField("graph"):
-        raise BadInput(f"{what} is not an ONNX model: it holds no graph")
-    _refuse_broken_text(model, what)
-    _load_external(model, folder, MAX_MODEL_BYTES - len(data))
-    in_standard_operators(model)
-    refuse_foreign_operators(model, domains)
-    _refuse_expansion(model)
     return model
 
 
@@ -145,8 +167,8 @@ def _load_external(model: onnx.ModelProto, folder: Path | None, budget: int) -> 
         del tensor.external_data[:]
 
 
-def _external_bytes(what: str, entries: dict[str, str], folder: Path, budget: int) -> bytes:
-    location = entries.get("location", "")
+def _inside(what: str, location: str, folder: Path) -> Path:
+    """The file of that location; BadInput where it is not in the folder."""
     try:
         path = (folder / location).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as e:
@@ -158,6 +180,12 @@ def _external_bytes(what: str, entries: dict[str, str], folder: Path, budget: in
             f"{what} keeps its values in {location!r}, outside the model's folder; external data"
             " is only read from files inside it"
         )
+    return path
+
+
+def _external_bytes(what: str, entries: dict[str, str], folder: Path, budget: int) -> bytes:
+    location = entries.get("location", "")
+    path = _inside(what, location, folder)
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", "-1"))
         size = path.stat().st_size
@@ -174,6 +202,32 @@ def _external_bytes(what: str, entries: dict[str, str], folder: Path, budget: in
             return file.read(length)
     except (OSError, ValueError) as e:
         raise BadInput(f"{what} keeps its values in {location!r}, which cannot be read: {e}") from e
+
+
+def _refuse_other_sizes(model: onnx.ModelProto) -> None:
+    """ONNX's checker lets more values pass than a shape has; nobody else does."""
+    for tensor in _tensors(model):
+        size = _ITEM_BYTES.get(tensor.data_type)
+        if size is None or not tensor.raw_data:
+            continue
+        wanted = size * math.prod(tensor.dims)
+        if len(tensor.raw_data) != wanted:
+            raise BadInput(
+                f"tensor {tensor.name!r} has {len(tensor.raw_data)} bytes of values where its shape"
+                f" {list(tensor.dims)} takes {wanted}; the model is damaged"
+            )
+
+
+_ITEM_BYTES = {
+    onnx.TensorProto.DataType.Value(kind): size
+    for size, kinds in {
+        1: "BOOL INT8 UINT8",
+        2: "BFLOAT16 FLOAT16 INT16 UINT16",
+        4: "FLOAT INT32 UINT32",
+        8: "DOUBLE INT64 UINT64",
+    }.items()
+    for kind in kinds.split()
+}
 
 
 def refuse_foreign_operators(model: onnx.ModelProto, domains: frozenset[str] = frozenset()) -> None:

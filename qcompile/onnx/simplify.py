@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -204,7 +204,8 @@ def _space_to_depth(
     ]
 
 
-def _simplify(model: ir.Model) -> None:
+def _foldable() -> Callable[[ir.Node], bool]:
+    """Says of node after node whether to fold it, until all that was folded is too much."""
     folded = 0
 
     def should_fold(node: ir.Node) -> bool:
@@ -218,29 +219,51 @@ def _simplify(model: ir.Model) -> None:
         folded += math.prod(size)
         return True
 
-    constants = ir.passes.Sequential(
+    return should_fold
+
+
+def _fold(model: ir.Model, should_fold: Callable[[ir.Node], bool], *, infer: bool) -> None:
+    with np.errstate(all="ignore"):
+        optimizer.fold_constants(
+            model,
+            onnx_shape_inference=infer,
+            output_size_limit=MAX_FOLDED_ELEMENTS,
+            should_fold=should_fold,
+        )
+    ir.passes.Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
-    )
-    tidy = ir.passes.Sequential(
+    )(model)
+
+
+def _tidy(model: ir.Model) -> None:
+    ir.passes.Sequential(
         common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
-    )
-    constants(model)
+    )(model)
+
+
+def fold_weights(model: ir.Model) -> None:
+    """Fold what is made of weights that were away while the model was simplified; shapes are known and stay."""
+    try:
+        _fold(model, _foldable(), infer=False)
+        _tidy(model)
+        common.NameFixPass()(model)
+    except Exception as e:
+        raise BadInput(f"the model cannot be simplified: {_one_line(e)}") from e
+
+
+def _simplify(model: ir.Model) -> None:
+    should_fold = _foldable()
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
     # Folding settles shapes, which lets more be folded; three rounds settle what exporters write.
     for _ in range(3):
-        with np.errstate(all="ignore"):
-            optimizer.fold_constants(
-                model,
-                onnx_shape_inference=True,
-                output_size_limit=MAX_FOLDED_ELEMENTS,
-                should_fold=should_fold,
-            )
-        constants(model)
+        _fold(model, should_fold, infer=True)
         _reinfer(model)
         changed = _settle_reshapes(model.graph)
-        tidy(model)
+        _tidy(model)
         if not changed:
             break
     common.NameFixPass()(model)

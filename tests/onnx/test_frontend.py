@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
+from qcompile import job
 from qcompile.errors import BadInput, QcompileError, Unsupported
-from qcompile.onnx import frontend, reader
+from qcompile.onnx import frontend, reader, weights
 
 ZOO = Path(os.environ.get("QCOMPILE_ZOO", Path(__file__).parents[3] / "shared" / "zoo"))
 Shape = Sequence[int | str | None]
@@ -193,6 +195,19 @@ def test_external_data_counts_towards_the_size(
     monkeypatch.setattr(reader, "MAX_MODEL_BYTES", path.stat().st_size + 15)
     with pytest.raises(BadInput, match="larger than"):
         frontend.load(path)
+
+
+def test_the_digest_covers_external_data(tmp_path: Path) -> None:
+    model = external("b.bin", length="16")
+    second = model.graph.initializer.add()
+    second.CopyFrom(model.graph.initializer[0])
+    second.name, second.external_data[0].value = "v", "a.bin"
+    path = place(tmp_path, model)
+    (tmp_path / "a.bin").write_bytes(bytes(16))
+    (tmp_path / "b.bin").write_bytes(WEIGHTS.tobytes())
+    want = hashlib.sha256(path.read_bytes() + bytes(16) + WEIGHTS.tobytes())
+    assert job.sha256_of(path) == want.hexdigest()
+    assert job.sha256_of(model.SerializeToString()) != want.hexdigest()
 
 
 def test_external_data_in_attributes(tmp_path: Path) -> None:
@@ -778,3 +793,60 @@ def test_networks_of_the_first_file_versions(name: str) -> None:
     original = onnx.load(folder / f"light_{name}.onnx")
     assert (original.ir_version, original.opset_import[0].version) == (3, 9)
     assert "ConstantOfShape" not in keeps(original, [1, 3, 224, 224])
+
+
+LARGE = np.random.default_rng(5).standard_normal((700, 500)).astype(np.float32)
+"""More than what the ONNX libraries are shown."""
+
+
+def test_large_weights_do_not_go_through_the_libraries() -> None:
+    nodes = [
+        make_node("MatMul", ["x", "w"], ["a"]),
+        make_node("Transpose", ["w"], ["t"]),
+        make_node("MatMul", ["a", "t"], ["y"]),
+    ]
+    model = build(nodes, {"x": ["N", 700]}, {"w": LARGE}, {"y": ["N", 700]})
+    small, large = weights.detach(model)
+    assert len(small.SerializeToString()) < 1000
+    np.testing.assert_array_equal(large["w"].numpy(), LARGE)
+    assert model.graph.initializer[0].raw_data == LARGE.tobytes()
+    # What is made of them alone is a constant all the same.
+    assert keeps(model, [2, 700]) == ["MatMul", "MatMul"]
+    assert frontend.load(model).graph.initializers["w"].const_value.numpy().shape == (700, 500)
+
+
+def test_large_weights_that_are_results_or_unused() -> None:
+    nodes = [make_node("Relu", ["x"], ["y"])]
+    model = build(
+        nodes, {"x": ["N", 4]}, {"w": LARGE, "v": LARGE}, {"y": ["N", 4], "w": LARGE.shape}
+    )
+    loaded = load(model)
+    assert [v.name for v in loaded.graph.inputs] == ["x"]
+    assert sorted(loaded.graph.initializers) == ["w"]
+    for want, got in zip(
+        execute(model, np.ones((2, 4), "f4")),
+        execute(ir.to_proto(loaded), np.ones((2, 4), "f4")),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("fault", ["short", "long", "small", "negative", "twice"])
+def test_large_weights_that_are_damaged(fault: str) -> None:
+    node = make_node("MatMul", ["x", "w"], ["y"])
+    model = build([node], {"x": ["N", 700]}, {"w": LARGE}, {"y": ["N", 500]})
+    tensor = model.graph.initializer[0]
+    match fault:
+        case "short":
+            tensor.raw_data = tensor.raw_data[:-4]
+        case "long":
+            tensor.raw_data += bytes(4)
+        case "small":
+            tensor.CopyFrom(numpy_helper.from_array(LARGE[:700, :1], "w"))
+            tensor.raw_data += bytes(4)
+        case "negative":
+            tensor.dims[:] = [-700, -500]
+        case _:
+            model.graph.initializer.append(tensor)
+    with pytest.raises(BadInput):
+        load(model)

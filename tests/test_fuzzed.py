@@ -230,6 +230,14 @@ def test_sizes_beyond_all_memory() -> None:
         frontend.load(wide.SerializeToString())
 
 
+def test_an_operator_of_channels_on_what_has_none() -> None:
+    model = one_node(make_node("LRN", ["x"], ["y"], size=3), kind=TensorProto.FLOAT)
+    del model.graph.input[0].type.tensor_type.shape.dim[1:]
+    refused = chain.compiled(Network(model.SerializeToString(), {"x": np.zeros(2)}, "fast", {}, ()))
+    assert isinstance(refused, str)
+    assert "only 1 axes" in refused
+
+
 def test_a_tensor_of_doubles_that_is_cut_short() -> None:
     model = one_node(make_node("Add", ["x", "k"], ["y"]), kind=TensorProto.DOUBLE)
     model.graph.initializer.append(numpy_helper.from_array(np.arange(3.0), "k"))

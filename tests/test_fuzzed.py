@@ -238,6 +238,12 @@ def test_an_operator_of_channels_on_what_has_none() -> None:
     assert "only 1 axes" in refused
 
 
+def test_a_transpose_by_no_order_of_the_axes() -> None:
+    model = one_node(make_node("Transpose", ["x"], ["y"], perm=[0]), kind=TensorProto.FLOAT)
+    with pytest.raises(BadInput, match=r"\[0\] is no order of the 2 axes"):
+        frontend.load(model.SerializeToString())
+
+
 def test_a_tensor_of_doubles_that_is_cut_short() -> None:
     model = one_node(make_node("Add", ["x", "k"], ["y"]), kind=TensorProto.DOUBLE)
     model.graph.initializer.append(numpy_helper.from_array(np.arange(3.0), "k"))

@@ -157,6 +157,15 @@ def test_binary_points_of_a_convolution_over_three_axes() -> None:
     agrees(nodes, {"x": [1, 1, 3, 4, 2]}, {"w": w, "v": v}, recipe="fixed-point-khot", share=0.1)
 
 
+def test_a_border_that_takes_the_place_of_everything() -> None:
+    """What is left is one entry, of the value of the border alone: no input is in it."""
+    node = make_node("Pad", ["x", "p"], ["y"])
+    model = build([node], {"x": [1, 1]}, {"p": np.array([0, 1, 0, -1])})
+    refused = chain.compiled(Network(model, {"x": np.ones((1, 1))}, "fast", {}, ()))
+    assert isinstance(refused, str)
+    assert "leaves nothing of axis 1" in refused
+
+
 @pytest.mark.parametrize("recipe", ["default", "fixed-point"])
 def test_no_recipe_moves_the_scale_of_a_softmax(recipe: str) -> None:
     rng = np.random.default_rng(9)

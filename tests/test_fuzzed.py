@@ -157,6 +157,15 @@ def test_binary_points_of_a_convolution_over_three_axes() -> None:
     agrees(nodes, {"x": [1, 1, 3, 4, 2]}, {"w": w, "v": v}, recipe="fixed-point-khot", share=0.1)
 
 
+def test_a_border_that_takes_the_place_of_everything() -> None:
+    """What is left is one entry, of the value of the border alone: no input is in it."""
+    node = make_node("Pad", ["x", "p"], ["y"])
+    model = build([node], {"x": [1, 1]}, {"p": np.array([0, 1, 0, -1])})
+    refused = chain.compiled(Network(model, {"x": np.ones((1, 1))}, "fast", {}, ()))
+    assert isinstance(refused, str)
+    assert "leaves nothing of axis 1" in refused
+
+
 @pytest.mark.parametrize("recipe", ["default", "fixed-point"])
 def test_no_recipe_moves_the_scale_of_a_softmax(recipe: str) -> None:
     rng = np.random.default_rng(9)
@@ -228,6 +237,20 @@ def test_sizes_beyond_all_memory() -> None:
     wide.graph.initializer.append(numpy_helper.from_array(np.array([1, 1 << 40]), "k"))
     with pytest.raises(Unsupported, match=rf"makes 'y' of {3 << 40} elements"):
         frontend.load(wide.SerializeToString())
+
+
+def test_an_operator_of_channels_on_what_has_none() -> None:
+    model = one_node(make_node("LRN", ["x"], ["y"], size=3), kind=TensorProto.FLOAT)
+    del model.graph.input[0].type.tensor_type.shape.dim[1:]
+    refused = chain.compiled(Network(model.SerializeToString(), {"x": np.zeros(2)}, "fast", {}, ()))
+    assert isinstance(refused, str)
+    assert "only 1 axes" in refused
+
+
+def test_a_transpose_by_no_order_of_the_axes() -> None:
+    model = one_node(make_node("Transpose", ["x"], ["y"], perm=[0]), kind=TensorProto.FLOAT)
+    with pytest.raises(BadInput, match=r"\[0\] is no order of the 2 axes"):
+        frontend.load(model.SerializeToString())
 
 
 def test_a_tensor_of_doubles_that_is_cut_short() -> None:

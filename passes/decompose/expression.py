@@ -66,7 +66,10 @@ class Expression:
 
     def size(self, value: ir.Value, axis: int) -> int:
         """One dimension, which must be a number."""
-        n = self.shape(value)[axis]
+        shape = self.shape(value)
+        if axis >= len(shape):
+            raise self.refuse(f"reads {value.name}, which has only {len(shape)} axes")
+        n = shape[axis]
         if not isinstance(n, int):
             raise self.refuse(
                 f"works along the open batch axis of {value.name}; fix the batch with --input-dim {n}=1"

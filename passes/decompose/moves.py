@@ -153,6 +153,10 @@ def pad(e: Expression) -> ir.Value | None:
                 )
             case "constant":
                 places = places[(places >= 0) & (places < size)]
+                if not len(places):
+                    raise e.refuse(
+                        f"by {b} and {a} leaves nothing of axis {axis}, of size {size}; make the result a constant"
+                    )
             case _:
                 raise e.refuse(f"in mode {mode} has no integer form here")
         x = e.take(x, axis, places.tolist())

@@ -320,6 +320,7 @@ def _check_result(graph: ir.Graph) -> None:
                 f"node {node.name!r} ({node.op_type}) branches or loops at run time; only straight"
                 " graphs are compiled"
             )
+        _check_perm(node)
         if _trains(node):
             raise Unsupported(
                 f"node {node.name!r} ({node.op_type}) is in training mode; export the model for"
@@ -350,6 +351,17 @@ def _check_result(graph: ir.Graph) -> None:
                     f" known at run time ({value.shape}); fix the batch with --input-dim NAME=VALUE"
                     " or export the model with fixed shapes"
                 )
+
+
+def _check_perm(node: ir.Node) -> None:
+    """ONNX's inference believes any axes of a Transpose."""
+    perm, shape = node.attributes.get_ints("perm"), dims(operand(node, 0))
+    if node.op_type != "Transpose" or perm is None or shape is None:
+        return
+    if sorted(perm) != list(range(len(shape))):
+        raise BadInput(
+            f"node {node.name!r} (Transpose): {list(perm)} is no order of the {len(shape)} axes of its operand"
+        )
 
 
 def _trains(node: ir.Node) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from qcompile.errors import BadInput, Unsupported
+from qcompile.onnx.classical import in_standard_operators
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest model read, external data included: what one protobuf message can hold."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from qcompile.foreign import Decisions
     from qcompile.measure import Measured
     from qcompile.passes.integerize import Requant
-    from qcompile.proportion import Finding
+    from qcompile.report.facts import Finding
     from qcompile.target import Lowered
 
 Log = Callable[[str], None]
@@ -126,7 +126,7 @@ class Build:
 
 def build(job: Job, calibration: object, context: pipeline.Context) -> Build:
     """From the float model to files, nothing run yet."""
-    from qcompile.proportion import ROWS, out_of_proportion
+    from qcompile.passes.proportion import ROWS, out_of_proportion
 
     floats = prepare(job, context)
     data = open_samples(job, floats, calibration, context)

@@ -22,8 +22,9 @@ from qcompile import driver
 from qcompile.errors import ToolchainMissing
 from qcompile.job import Job
 from qcompile.options import Options
+from qcompile.passes.proportion import ROWS, gains, out_of_proportion
 from qcompile.pipeline import Context
-from qcompile.proportion import ROWS, Finding, gains, out_of_proportion
+from qcompile.report.facts import Finding
 from qcompile.report.verdict import headline
 from qcompile.targets.x86 import X86
 from tests.browser import Browser

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from qcompile.checks import Checked, Memory
 from qcompile.choose import Choice
@@ -23,10 +23,23 @@ if TYPE_CHECKING:
     from qcompile.data import Dataset
     from qcompile.measure import Histogram, Measured
     from qcompile.plan import QuantPlan
-    from qcompile.proportion import Finding
 
 Json = dict[str, object]
 VERSION = 1
+
+
+Mark = Literal["amplifies", "drowns"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A layer that stands out, by how much, and the sentence that says so to a person."""
+
+    kind: Mark
+    layer: str
+    tensor: str
+    times: float
+    sentence: str
 
 
 def ports(border: Iterable[tuple[Port, Value]], layout: str) -> list[Json]:

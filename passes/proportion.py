@@ -12,14 +12,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompile.onnx.execute import FloatSession
-from qcompile.passes.layers import Linear, Rescaled, partition
+from qcompile.report.facts import Finding
+
+from .layers import Linear, Rescaled, partition
 
 ROWS = 4
 """Samples that the layers are looked at on."""
@@ -29,8 +30,6 @@ BIASES = 40.0
 """A sound first layer's results are at most 20 times its biases, those of one scaled by 100 at least 60 times."""
 FEWEST = 3
 """With fewer other layers there is nothing to compare with."""
-
-Mark = Literal["amplifies", "drowns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +48,6 @@ class Gain:
     gain: float
     biases: float | None
     first: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A layer that stands out, by how much, and the sentence that says so to a person."""
-
-    kind: Mark
-    layer: str
-    tensor: str
-    times: float
-    sentence: str
 
 
 def out_of_proportion(model: ir.Model, rows: Mapping[str, NDArray[np.generic]]) -> list[Finding]:

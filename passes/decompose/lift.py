@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompile.errors import Unsupported
-from qcompile.onnx.edit import Editor, constant, dims, operand, set_inputs, static
+from qcompile.onnx.edit import Dims, Editor, constant, dims, operand, set_inputs, static
 
 from ..fold import pad_widths
 
@@ -48,7 +48,7 @@ def _mixes(node: ir.Node) -> bool:
             default = {"Concat": 0, "Gather": 0, "ArgMax": 0, "ArgMin": 0}.get(op, -1)
             return a.get_int("axis", default) % len(shape) == 0
         case "Slice":
-            return before[0] != shape[0]
+            return _lead(before) != _lead(shape)
         case "Pad":
             widths = pad_widths(node)
             return widths is not None and bool(widths[0] or widths[len(widths) // 2])
@@ -59,9 +59,14 @@ def _mixes(node: ir.Node) -> bool:
         case _:
             computed = [dims(v) for v in node.inputs if v is not None and constant(v) is None]
             constants = [c for v in node.inputs if (c := constant(v)) is not None]
-            return any(d is not None and d[:1] != shape[:1] for d in computed) or any(
+            return any(d is not None and _lead(d) != _lead(shape) for d in computed) or any(
                 c.ndim == len(shape) and c.shape[0] != 1 for c in constants
             )
+
+
+def _lead(shape: Dims) -> int | None:
+    """The leading size; an open one is the batch, whatever inference calls it."""
+    return shape[0] if shape and isinstance(shape[0], int) else None
 
 
 def lift(model: ir.Model) -> None:

@@ -404,10 +404,11 @@ class _Builder:
         assert isinstance(op, ops.Slice)
         channels = node.inputs[0].type.shape[-1]
         rank, height = len(op.starts), node.inputs[0].type.shape[1]
+        last = (height - 1) // op.steps[0] * op.steps[0]
         if (
             rank not in (2, 3)
             or (op.starts[-1], op.ends[-1], op.steps[-1]) != (0, channels, 1)
-            or (rank == 3 and (op.starts[0] or op.ends[0] + op.steps[0] <= height))
+            or (rank == 3 and (op.starts[0] or op.ends[0] <= last))
         ):
             raise Unsupported(
                 f"{node.name}: a Slice is a unit along width, and along height from the first row to the last, only"

@@ -22,7 +22,8 @@ def cut(net: Net, x: Value) -> Value:
     """Every so many rows from the first to the last, and columns from any."""
     height, width, channels = x.type.shape[1:]
     left, steps = net.int(0, width - 1), (net.int(1, 3), net.int(1, 3), 1)
-    ends = (net.int(max(1, height - steps[0] + 1), height), net.int(left + 1, width), channels)
+    last = (height - 1) // steps[0] * steps[0]
+    ends = (net.int(last + 1, height), net.int(left + 1, width), channels)
     return net.graph.add(Slice((0, left, 0), ends, steps), x, name="cut")
 
 
@@ -75,6 +76,7 @@ def test_its_cplusplus(
     [
         (Slice((1, 0, 0), (4, 4, 2), (1, 1, 1)), "from the first row"),
         (Slice((0, 0, 0), (3, 4, 2), (1, 1, 1)), "to the last"),
+        (Slice((0, 0, 0), (3, 4, 2), (3, 1, 1)), "to the last"),
         (Slice((0, 0, 1), (4, 4, 2), (1, 1, 1)), "along width"),
         (Pad((1, 0, 1, 0, 0, 0), 0), "not both"),
     ],

@@ -22,10 +22,15 @@ _ROWS = frozenset(
 )
 """Operators whose axes have fixed meanings."""
 
-_ALONG = frozenset({"Concat", "Softmax", "Gather", "ArgMax", "ArgMin", "LayerNormalization"})
-"""Operators with an attribute `axis`."""
-
-_PLAIN = frozenset({"MatMul", "Reshape", "Transpose", "Slice", "Pad"})
+_ALONG = {
+    "ArgMax": 0,
+    "ArgMin": 0,
+    "Concat": 0,
+    "Gather": 0,
+    "LayerNormalization": -1,
+    "Softmax": -1,
+}
+"""Operators with an attribute `axis`, and what it is where it is left out."""
 
 
 def mixes(graph: ir.Graph) -> bool:
@@ -45,8 +50,7 @@ def _mixes(node: ir.Node) -> bool:
         case "Transpose":
             return next(iter(a.get_ints("perm") or range(len(shape))[::-1])) != 0
         case op if op in _ALONG:
-            default = {"Concat": 0, "Gather": 0, "ArgMax": 0, "ArgMin": 0}.get(op, -1)
-            return a.get_int("axis", default) % len(shape) == 0
+            return _axis(node, len(shape)) == 0
         case "Slice":
             return _lead(before) != _lead(shape)
         case "Pad":
@@ -62,6 +66,11 @@ def _mixes(node: ir.Node) -> bool:
             return any(d is not None and _lead(d) != _lead(shape) for d in computed) or any(
                 c.ndim == len(shape) and c.shape[0] != 1 for c in constants
             )
+
+
+def _axis(node: ir.Node, rank: int) -> int:
+    """The axis of one of _ALONG, counted from the front."""
+    return node.attributes.get_int("axis", _ALONG[node.op_type]) % max(rank, 1)
 
 
 def _lead(shape: Dims) -> int | None:
@@ -151,8 +160,7 @@ def _lift(node: ir.Node, shapes: dict[ir.Value, tuple[int, ...]], editor: Editor
             perm = tuple(a.get_ints("perm") or range(rank)[::-1])
             a["perm"] = ir.AttrInt64s("perm", (0, *(p + 1 for p in perm)))
         case op if op in _ALONG and not node.domain:
-            default = {"Concat": 0, "Gather": 0, "ArgMax": 0, "ArgMin": 0}.get(op, -1)
-            a["axis"] = ir.AttrInt64("axis", a.get_int("axis", default) % max(rank, 1) + 1)
+            a["axis"] = ir.AttrInt64("axis", _axis(node, rank) + 1)
             if op == "Concat":
                 _lift_constants(node, editor)
         case "Reshape":

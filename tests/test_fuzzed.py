@@ -221,6 +221,27 @@ def test_nodes_that_lack_what_they_need(node: onnx.NodeProto) -> None:
         frontend.load(one_node(node).SerializeToString())
 
 
+@pytest.mark.parametrize(
+    ("node", "lacks"),
+    [
+        (make_node("Div", ["x", "x"], []), "result"),
+        (make_node("ZipMap", ["x"], [], domain="ai.onnx.ml"), "result"),
+        (make_node("ArrayFeatureExtractor", [], ["y"], domain="ai.onnx.ml"), "operand"),
+    ],
+)
+def test_nodes_that_make_nothing_or_take_nothing(node: onnx.NodeProto, lacks: str) -> None:
+    with pytest.raises(BadInput, match=f"{node.op_type}.*has no {lacks}"):
+        frontend.load(one_node(node).SerializeToString())
+
+
+def test_classes_that_are_cut_short() -> None:
+    node = make_node("ArrayFeatureExtractor", ["k", "x"], ["y"], domain="ai.onnx.ml")
+    model = one_node(node)
+    model.graph.initializer.append(TensorProto(name="k", data_type=TensorProto.INT64, dims=[3]))
+    with pytest.raises(BadInput, match="tensor 'k' is damaged"):
+        frontend.load(model.SerializeToString())
+
+
 def test_an_output_that_is_listed_twice() -> None:
     model = one_node(make_node("Relu", ["x"], ["y"]), kind=TensorProto.FLOAT)
     model.graph.output.append(model.graph.output[0])
@@ -257,7 +278,7 @@ def test_a_tensor_of_doubles_that_is_cut_short() -> None:
     model = one_node(make_node("Add", ["x", "k"], ["y"]), kind=TensorProto.DOUBLE)
     model.graph.initializer.append(numpy_helper.from_array(np.arange(3.0), "k"))
     model.graph.initializer[0].raw_data = b"\0" * 7
-    with pytest.raises(BadInput, match="tensor 'k' has 7 bytes.*takes 24; the model is damaged"):
+    with pytest.raises(BadInput, match=r"tensor 'k' has 7 bytes.*takes 24; the model is damaged"):
         frontend.load(model.SerializeToString())
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from qcompile.errors import BadInput
+
 DOMAIN = "ai.onnx.ml"
 
 
@@ -57,7 +59,11 @@ def _counts_up(tensor: TensorProto | None) -> bool:
     """Are these the numbers of the classes, so that a class is its index?"""
     if tensor is None or tensor.data_type not in (TensorProto.INT32, TensorProto.INT64):
         return False
-    classes = numpy_helper.to_array(tensor).reshape(-1)
+    try:
+        classes = numpy_helper.to_array(tensor).reshape(-1)
+    except Exception as e:
+        # onnx's own errors share no class
+        raise BadInput(f"tensor {tensor.name!r} is damaged: {e}") from e
     return bool(np.array_equal(classes, np.arange(len(classes))))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from qcompile.errors import BadInput, Unsupported
-from qcompile.onnx.classical import in_standard_operators
+from qcompile.onnx import classical
 
 MAX_MODEL_BYTES = 2**31 - 1
 """The largest model read, external data included: what one protobuf message can hold."""
@@ -48,7 +48,8 @@ def read(
     _refuse_broken_text(model, what)
     _load_external(model, folder, MAX_MODEL_BYTES - len(data))
     _refuse_other_sizes(model)
-    in_standard_operators(model)
+    _refuse_bare_nodes(model)
+    classical.in_standard_operators(model)
     refuse_foreign_operators(model, domains)
     _refuse_expansion(model)
     return model
@@ -217,6 +218,17 @@ def _refuse_other_sizes(model: onnx.ModelProto) -> None:
                 f"tensor {tensor.name!r} has {len(tensor.raw_data)} bytes of values where its shape"
                 f" {list(tensor.dims)} takes {wanted}; the model is damaged"
             )
+
+
+def _refuse_bare_nodes(model: onnx.ModelProto) -> None:
+    """Every operator has a result, and those of ai.onnx.ml an operand: the first of each is read unasked."""
+    for holder in (model.graph, *model.functions):
+        for node in _nodes(holder):
+            lacks = "result" if not node.output else "operand" if not node.input else ""
+            if lacks == "result" or (lacks and node.domain == classical.DOMAIN):
+                raise BadInput(
+                    f"node {node.name or node.op_type!r} ({node.op_type}) has no {lacks}; the model is damaged"
+                )
 
 
 _ITEM_BYTES = {

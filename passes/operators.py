@@ -11,6 +11,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
+from qcompile.onnx import weights
+
 from .layers import (
     Index,
     Join,
@@ -35,7 +37,7 @@ class Operators:
     """Products and layers of a model, each by itself."""
 
     def __init__(self, model: ir.Model, threads: int) -> None:
-        self._proto = ir.to_proto(model)
+        self._proto, self._large = weights.light(model)
         self._threads = threads
         graph = self._proto.graph
         self._types = {
@@ -69,7 +71,11 @@ class Operators:
                 nodes.insert(0, node)
                 wanted |= set(node.input) - set(inputs)
         read = {n for node in nodes for n in node.input} - set(inputs)
-        constants = [t for t in self._proto.graph.initializer if t.name in read]
+        constants = [
+            weights.written(t.name, self._large[t.name]) if t.name in self._large else t
+            for t in self._proto.graph.initializer
+            if t.name in read
+        ]
         # what an ArgMax makes is no float
         kinds = {n: self._types.get(n, FLOAT) for n in (*inputs, out)}
         made = {out: kinds.pop(out)}

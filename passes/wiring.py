@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from qcompile.errors import Unsupported
 from qcompile.onnx.edit import constant, dims, operand, sole_use
+from qcompile.onnx.weights import kept
 
 from .layers import Clamp, sole_consumer
 from .linear import floats, is_linear
@@ -392,4 +393,4 @@ def _constant(value: ir.Value | None) -> bool:
 
 def put_array(value: ir.Value, array: NDArray[np.float32]) -> None:
     """Give an initializer another value under its old name."""
-    value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    value.const_value = kept(array, str(value.name))

@@ -26,8 +26,6 @@ from qcompile.target import Counts, FloatCertificate, Footprint, Lowered
 from qcompile.verify import Verification, verify
 
 if TYPE_CHECKING:
-    import onnx
-
     from qcompile.data import Dataset
     from qcompile.onnx.exact import ExactSession
 
@@ -87,7 +85,6 @@ def check(
     lowered: Lowered,
     place: Path,
     data: Dataset,
-    exact: onnx.ModelProto,
     context: Context,
 ) -> Checked:
     """Run everything that was emitted into `place` against the integer graph.
@@ -103,7 +100,9 @@ def check(
     ships = "integer.onnx" in lowered.files
     samples = mismatches = 0
     if not ships:
-        samples, mismatches = _exported(graph, exact, batches(job, graph, data, rows))
+        samples, mismatches = _exported(
+            graph, place / "integer.onnx", batches(job, graph, data, rows)
+        )
         context.log(f"integer.onnx in onnxruntime: {samples} samples, {mismatches} mismatches")
     program, sanitized, reason = _attempt(
         job, context, lambda: _programs(job, graph, place, data, rows)
@@ -205,9 +204,7 @@ def batches(job: Job, graph: Graph, data: Dataset, rows: int) -> Iterator[dict[s
             return
 
 
-def _exported(
-    graph: Graph, model: onnx.ModelProto, parts: Iterator[Mapping[str, Array]]
-) -> tuple[int, int]:
+def _exported(graph: Graph, model: Path, parts: Iterator[Mapping[str, Array]]) -> tuple[int, int]:
     """Samples and differing elements of integer.onnx in onnxruntime."""
     from qcompile.onnx.exact import ExactSession
 

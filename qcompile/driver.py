@@ -89,7 +89,6 @@ def compile(
             made.lowered,
             place,
             made.data,
-            made.exported.integer,
             context,
         )
         measured = measured_on_samples(job, made)
@@ -107,7 +106,7 @@ def compile(
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What the stages made; `files` depend on model, plan, options and target only."""
+    """What the stages made; `files`, program and exports, depend on model, plan, options and target only."""
 
     floats: FloatSide
     data: Dataset
@@ -116,12 +115,7 @@ class Build:
     integerized: Integerized
     lowered: Lowered
     stack: int | None
-    exported: _Exported
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        """The program and everything exported beside it."""
-        return {**self.lowered.files, **self.exported.files}
+    files: folder.Contents
 
 
 def build(job: Job, calibration: object, context: pipeline.Context) -> Build:
@@ -142,8 +136,10 @@ def build(job: Job, calibration: object, context: pipeline.Context) -> Build:
         f"integer graph: {len(graph.nodes)} operators, every accumulator proved below 2**31"
     )
     lowered, stack = lower(job, graph, context)
-    exported = _export(job, floats, integerized)
-    return Build(floats, data, findings, choice, integerized, lowered, stack, exported)
+    files = folder.Contents(lowered.files)
+    lowered = replace(lowered, files=files)
+    files |= _export(job, floats, integerized)
+    return Build(floats, data, findings, choice, integerized, lowered, stack, files)
 
 
 def lower(job: Job, graph: Graph, context: pipeline.Context) -> tuple[Lowered, int | None]:
@@ -513,28 +509,27 @@ def _vectors(graph: Graph) -> list[dict[str, Array]]:
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Exported:
-    """The models and files beside the program."""
+def _export(job: Job, side: FloatSide, integerized: Integerized) -> folder.Contents:
+    """The models and files beside the program, one after the other: a large one is put away before the next is made."""
+    made = folder.Contents(write_graph(integerized.graph))
+    made |= folder.Contents({"integer.onnx": _integer_onnx(integerized)})
+    made |= folder.Contents({"qdq.onnx": _qdq_onnx(job, side, integerized)})
+    return made | folder.Contents(plans.files(side.plan))
 
-    integer: onnx.ModelProto
-    qdq: onnx.ModelProto
-    files: Mapping[str, bytes]
+
+def _integer_onnx(integerized: Integerized) -> bytes:
+    from qcompile.onnx import integer
+
+    model = integer.export(integerized.graph)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
-def _export(job: Job, side: FloatSide, integerized: Integerized) -> _Exported:
-    from qcompile.onnx import integer, links, qdq
+def _qdq_onnx(job: Job, side: FloatSide, integerized: Integerized) -> bytes:
+    from qcompile.onnx import links, qdq
 
-    exact = integer.export(integerized.graph)
-    fake = qdq.export(side.model, side.plan)
-    last = job.options.io_layout == "nhwc"
-    links.write(fake, integerized, side.plan, channels_last=last)
-    files = write_graph(integerized.graph) | {
-        "integer.onnx": exact.SerializeToString(deterministic=True),
-        "qdq.onnx": fake.SerializeToString(deterministic=True),
-    }
-    files |= plans.files(side.plan)
-    return _Exported(exact, fake, files)
+    model = qdq.export(side.model, side.plan)
+    links.write(model, integerized, side.plan, channels_last=job.options.io_layout == "nhwc")
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 # --- the documents ----------------------------------------------------------------------------------------------
@@ -555,7 +550,6 @@ def measured_on_samples(job: Job, made: Build) -> Measured:
     last = o.io_layout == "nhwc"
     return measure(
         side.model,
-        made.exported.qdq,
         side.plan,
         made.integerized,
         batches,

@@ -11,6 +11,37 @@ from pathlib import Path
 
 from qcompile.errors import BadInput
 from qcompile.manifest import MANIFEST_FILE
+from qcompile.scratch import Scratch
+
+LARGE_BYTES = 32 << 20
+"""Smaller contents are held in memory."""
+
+
+class Contents(Mapping[str, bytes]):
+    """Contents of files by relative path; large ones are in temporary files until they are asked for."""
+
+    def __init__(self, contents: Mapping[str, bytes]) -> None:
+        self._held = {name: _put_away(contents[name]) for name in contents}
+
+    def __or__(self, other: Contents) -> Contents:
+        """Both; the other's where a path is in both."""
+        both = Contents({})
+        both._held = self._held | other._held
+        return both
+
+    def __getitem__(self, name: str) -> bytes:
+        content = self._held[name]
+        return content if isinstance(content, bytes) else content.read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+def _put_away(content: bytes) -> bytes | Scratch:
+    return content if len(content) < LARGE_BYTES else Scratch([content])
 
 
 def check(place: Path, force: bool) -> None:
@@ -45,10 +76,10 @@ def staged(place: Path) -> Iterator[Path]:
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put files, by relative path, into a folder."""
-    for name, content in files.items():
+    for name in files:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        path.write_bytes(files[name])
 
 
 def copy(file: Path, folder: Path) -> Path:

@@ -75,9 +75,7 @@ def describe(
             p: metadata.version(p)
             for p in ("numpy", "onnx", "onnxruntime", "onnx-ir", "onnxscript")
         },
-        "files": {
-            path: sha256(content) for path, content in sorted(files.items()) if path not in MEASURED
-        },
+        "files": {path: sha256(files[path]) for path in sorted(files) if path not in MEASURED},
     }
 
 

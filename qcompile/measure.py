@@ -14,6 +14,7 @@ from qcompile import border
 from qcompile.integerized import Integerized
 from qcompile.ir import Array, Graph, Value
 from qcompile.onnx.execute import FloatSession
+from qcompile.onnx.weights import by_rows
 from qcompile.plan import Kind, Quantizer, QuantPlan
 
 if TYPE_CHECKING:
@@ -151,17 +152,19 @@ def rounded_model(model: onnx_ir.Model, plan: QuantPlan) -> onnx_ir.Model:
     rounded in place it rounds them once more, and where only weights are rounded it (1.31) loses a Conv before an Add.
     """
     import onnx
-    import onnx_ir
     from onnx import helper, numpy_helper
 
-    from qcompile.onnx import qdq
+    from qcompile.onnx import qdq, weights
     from qcompile.onnx.integer import fresh_name
 
-    proto = qdq.export(model, plan)
-    arrays = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    proto, stored = qdq.written(model, plan)
+    arrays = {
+        t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.name not in stored
+    }
+    large = dict(stored)
     constants: dict[str, NDArray[np.float32]] = {}
     nodes: list[onnx.NodeProto] = []
-    taken = {v.name for v in proto.graph.input} | set(arrays)
+    taken = {v.name for v in proto.graph.input} | {t.name for t in proto.graph.initializer}
     taken.update(name for node in proto.graph.node for name in node.output)
 
     def constant(hint: str, array: NDArray[np.generic]) -> str:
@@ -190,22 +193,45 @@ def rounded_model(model: onnx_ir.Model, plan: QuantPlan) -> onnx_ir.Model:
                 constant(f"{out}.{w}", np.array(x)) for w, x in (("lo", held.min), ("hi", held.max))
             ]
             chain(source, out, ("Div", [scale]), ("Round", []), ("Add", [zero]), ("Clip", bounds))
-        elif source in arrays:
-            codes = arrays[source].astype(np.float64)
-            axes = {a.name: a.i for a in node.attribute}
+        elif source in arrays or source in large:
+            codes = large[source].numpy() if source in large else arrays[source]
+            axis = {a.name: a.i for a in node.attribute}.get("axis", 1)
             row = [1] * codes.ndim
             if arrays[scale].ndim:
-                row[axes.get("axis", 1)] = -1
-            real = (codes - zeros.reshape(row)) * arrays[scale].astype(np.float64).reshape(row)
-            constants[out] = real.astype(np.float32)
+                row[axis] = -1
+            step = arrays[scale].astype(np.float64).reshape(row)
+            values = _decoded(codes, zeros.astype(np.float64).reshape(row), step)
+            if values.nbytes < weights.LARGE_BYTES:
+                constants[out] = values
+            else:
+                large[out] = weights.kept(values, out)
         else:
             wide = fresh_name(f"{out}.codes", taken)
             nodes.append(helper.make_node("Cast", [source], [wide], to=onnx.TensorProto.FLOAT))
             chain(wide, out, ("Sub", [zero]), ("Mul", [scale]))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
+    read = {n for node in nodes for n in node.input}
     proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in constants.items())
-    return onnx_ir.from_proto(proto)
+    made = [n for n in large if n not in stored]
+    proto.graph.initializer.extend(weights.named(n, large[n]) for n in made)
+    needed = [t for t in proto.graph.initializer if t.name in read or t.name not in stored]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(needed)
+    return weights.opened(proto, large)
+
+
+def _decoded(
+    codes: NDArray[np.generic], zeros: NDArray[np.float64], steps: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """The real numbers of codes; zero points and scales have as many axes, or none."""
+
+    def real(part: NDArray[np.generic], rows: slice) -> NDArray[np.float64]:
+        zero, step = (a[rows] if a.ndim and len(a) > 1 else a for a in (zeros, steps))
+        offset: NDArray[np.float64] = part.astype(np.float64) - zero
+        return offset * step
+
+    return by_rows(codes, np.dtype(np.float32), real)
 
 
 def weight_slots(plan: QuantPlan) -> set[str]:
@@ -215,7 +241,6 @@ def weight_slots(plan: QuantPlan) -> set[str]:
 
 def measure(
     model: onnx_ir.Model,
-    fake_quant: onnx.ModelProto,
     plan: QuantPlan,
     integerized: Integerized,
     batches: Iterable[Batch],
@@ -223,7 +248,7 @@ def measure(
     channels_last: bool = False,
 ) -> Measured:
     """Run float model, QDQ model and integer graph side by side on batches of float inputs in the model's layout."""
-    import onnx_ir
+    from qcompile.onnx import qdq
 
     graph, origins = integerized.graph, integerized.origins
     outputs = [port.name for port, _ in graph.outputs]
@@ -234,7 +259,7 @@ def measure(
     tensors = [t for t in tensors if t in computed]
     floats = FloatSession(model, tensors, threads)
     made = [t for t in tensors if t not in {v.name for v in model.graph.inputs}]
-    fakes = FloatSession(onnx_ir.from_proto(fake_quant), made, threads)
+    fakes = FloatSession(qdq.fake_quantized(model, plan), made, threads)
     part = rounded_model(model, restricted(model, plan, weight_slots(plan)))
     halves = FloatSession(part, made, threads)
     rounded = {name: q for name in tensors if (q := plan.of(name)) is not None}

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from qcompile.errors import BadInput
 from qcompile.foreign.decisions import Codes, Grid
+from qcompile.onnx import weights
 
 Array = NDArray[np.generic]
 
@@ -94,12 +95,12 @@ class Source:
                     )
                     return self._known[name]
                 tensor = value
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            if weights.unchecked(tensor):
                 raise BadInput(
                     f"tensor {name!r} keeps its values in another file; give the model with its data in one file"
                 )
             try:
-                self._known[name] = numpy_helper.to_array(tensor)
+                self._known[name] = weights.array(tensor)
             except Exception as e:
                 # truncated data, shapes and types that do not fit: every class of error there is
                 raise BadInput(f"tensor {name!r} is damaged: {' '.join(str(e).split())}") from e

@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompile.errors import Unsupported
+from qcompile.onnx import weights
 
 _PROBE = 3
 """The batch is followed through the graph by giving it this size."""
@@ -40,7 +41,7 @@ def _symbol(value: ir.Value) -> str | None:
 
 def _probe(model: ir.Model) -> dict[str, int]:
     """The leading extent of every value when the batch has _PROBE samples."""
-    proto = ir.to_proto(model)
+    proto, _ = weights.light(model)
     del proto.graph.value_info[:]
     for v in proto.graph.input:
         first = v.type.tensor_type.shape.dim[0]

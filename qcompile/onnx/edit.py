@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompile.onnx.weights import kept
+
 Array = NDArray[np.generic]
 Dims = tuple[int | ir.SymbolicDim, ...]
 
@@ -103,7 +105,7 @@ class Editor:
     def const(self, array: Array, hint: str) -> ir.Value:
         """A new initializer that holds `array`."""
         name = self._fresh(hint, self._values)
-        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
+        tensor = kept(array, name)
         value = ir.Value(
             name=name,
             type=ir.TensorType(tensor.dtype),

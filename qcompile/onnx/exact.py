@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -13,12 +14,13 @@ from qcompile.ir import Array
 class ExactSession:
     """integer.onnx in onnxruntime on the CPU, all graph optimisations on, `threads` threads."""
 
-    def __init__(self, model: onnx.ModelProto, threads: int = 1) -> None:
+    def __init__(self, model: Path | onnx.ModelProto, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        source = str(model) if isinstance(model, Path) else model.SerializeToString()
         self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            source, options, providers=["CPUExecutionProvider"]
         )
         self._outputs = [o.name for o in self._session.get_outputs()]
 

@@ -6,18 +6,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
 from qcompile.errors import BadInput
+from qcompile.onnx import weights
+from qcompile.onnx.pieces import Piece, pieces
 
 Results = dict[str, NDArray[np.float32]]
 
 # Results kept at a time: the memory of a run does not grow with the rows it is given.
 CHUNK_BYTES = 32 << 20
-# Smaller constants stay in the message: scales among them are folded away, and onnxruntime then misses them.
-SHARED_BYTES = 1 << 20
 
 
 class FloatSession:
@@ -39,15 +40,11 @@ class FloatSession:
         # Rows go through together only where every value keeps them apart on its leading axis.
         self._apart = {n for n in self._computed if _leading(values[n]) not in leading}
         self._fixed = next((n for n in leading if isinstance(n, int)), None)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.use_deterministic_compute = True
-        options.log_severity_level = 3
-        self._session, self._weights = _session(model, self._computed, options)
-        self._inputs = [value.name for value in self._session.get_inputs()]
+        self._threads = threads
+        self._inputs = [str(value.name) for value in model.graph.inputs]
+        self._pieces = pieces(model, self._computed)
+        # one piece stays open; of several, one at a time is
+        self._session = self._opened(self._pieces[0]) if len(self._pieces) == 1 else None
         self._rows = self._fixed or 1
 
     def run(self, batch: Mapping[str, NDArray[np.generic]]) -> Results:
@@ -74,12 +71,7 @@ class FloatSession:
         if self._fixed is not None and rows < self._fixed:
             missing = self._fixed - rows
             fed = {k: np.concatenate([a, a[-1:].repeat(missing, 0)]) for k, a in piece.items()}
-        try:
-            outputs = self._session.run(self._computed, fed) if self._computed else []
-        except Exception as e:
-            # onnxruntime's exceptions share no class of their own.
-            raise BadInput(f"the float model does not run in onnxruntime: {e}") from e
-        results = {**piece, **dict(zip(self._computed, outputs, strict=True))}
+        results = {**piece, **(self._through(fed) if self._computed else {})}
         return {
             name: np.asarray(
                 results[name][np.newaxis] if name in self._apart else results[name][:rows],
@@ -87,6 +79,69 @@ class FloatSession:
             )
             for name in self.tensors
         }
+
+    def _through(self, fed: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        """The computed values, piece after piece; what nobody needs any more is let go."""
+        known = dict(fed)
+        for i, piece in enumerate(self._pieces):
+            session = self._session or self._opened(piece)
+            known |= session.run({n: known[n] for n in piece.inputs})
+            later = {n for p in self._pieces[i + 1 :] for n in p.inputs} | set(self._computed)
+            known = {n: a for n, a in known.items() if n in later}
+        return known
+
+    def _opened(self, piece: Piece) -> _Session:
+        return _Session(piece, self._threads, alone=len(self._pieces) == 1)
+
+
+class _Session:
+    """A piece in onnxruntime; large float32 weights are handed over where they lie, without a copy."""
+
+    def __init__(self, piece: Piece, threads: int | None, alone: bool) -> None:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(piece.proto)
+        self._shared: dict[str, onnxruntime.OrtValue] = {}
+        for tensor in proto.graph.initializer:
+            large = piece.large.get(tensor.name)
+            if large is None:
+                continue
+            if large.dtype is ir.DataType.FLOAT:
+                array = np.ascontiguousarray(large.numpy())
+                self._shared[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            else:
+                tensor.CopyFrom(weights.written(tensor.name, large))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.use_deterministic_compute = True
+        options.log_severity_level = 3
+        options.add_external_initializers(list(self._shared), list(self._shared.values()))
+        if not alone:
+            # packed weights are a second copy, and a session that is opened for a few rows never earns it
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                proto.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                # between Quantize and Dequantize it leaves a Quantize whose types do not fit
+                disabled_optimizers=["MatMulAddFusion"],
+            )
+        except Exception as e:
+            # onnxruntime's exceptions share no class of their own.
+            raise BadInput(f"onnxruntime does not accept the float model: {e}") from e
+        self._outputs = list(piece.outputs)
+
+    def run(self, fed: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        """The values that the piece gives."""
+        try:
+            given = self._session.run(self._outputs, dict(fed))
+        except Exception as e:
+            # onnxruntime's exceptions share no class of their own.
+            raise BadInput(f"the float model does not run in onnxruntime: {e}") from e
+        return dict(zip(self._outputs, given, strict=True))
 
 
 def _leading(value: ir.Value) -> int | str | None:
@@ -99,46 +154,3 @@ def _leading(value: ir.Value) -> int | str | None:
 def _values(graph: ir.Graph) -> dict[str, ir.Value]:
     produced = [output for node in graph for output in node.outputs]
     return {v.name: v for v in (*graph.initializers.values(), *produced) if v.name}
-
-
-def _session(
-    model: ir.Model, names: Sequence[str], options: onnxruntime.SessionOptions
-) -> tuple[onnxruntime.InferenceSession, list[onnxruntime.OrtValue]]:
-    """The session, and the weights it shares with the model, which must live as long."""
-    shown = model.clone()
-    values = _values(shown.graph)
-    outputs = {value.name for value in shown.graph.outputs}
-    shown.graph.outputs.extend(values[name] for name in names if name not in outputs)
-    # Weights are handed over where they lie: no copy, and no message of more than protobuf's 2 GiB.
-    shared: dict[str, onnxruntime.OrtValue] = {}
-    for name, value in shown.graph.initializers.items():
-        tensor = value.const_value
-        if (
-            tensor is not None
-            and tensor.dtype is ir.DataType.FLOAT
-            and tensor.nbytes >= SHARED_BYTES
-        ):
-            array = np.ascontiguousarray(tensor.numpy())
-            shared[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            value.const_value = ir.ExternalTensor(
-                "shared",
-                0,
-                tensor.nbytes,
-                ir.DataType.FLOAT,
-                shape=ir.Shape(array.shape),
-                name=name,
-            )
-    options.add_external_initializers(list(shared), list(shared.values()))
-    try:
-        data = ir.to_proto(shown).SerializeToString()
-        session = onnxruntime.InferenceSession(
-            data,
-            options,
-            providers=["CPUExecutionProvider"],
-            # between Quantize and Dequantize it leaves a Quantize whose types do not fit
-            disabled_optimizers=["MatMulAddFusion"],
-        )
-    except Exception as e:
-        # onnxruntime's exceptions share no class of their own.
-        raise BadInput(f"onnxruntime does not accept the float model: {e}") from e
-    return session, list(shared.values())

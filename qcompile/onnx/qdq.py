@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 
 from qcompile.errors import BadInput
 from qcompile.formats import Int
+from qcompile.onnx import weights
 from qcompile.onnx.integer import fresh_name
 from qcompile.plan import Quantizer, QuantPlan
 
@@ -34,10 +35,23 @@ def export(model: ir.Model, plan: QuantPlan) -> onnx.ModelProto:
 
     Members of a slot share its scale; biases are int32 at the scale of their accumulator where both factors are known.
     """
-    proto = ir.to_proto(model)
-    _Exporter(proto.graph, plan).rewrite()
+    return weights.complete(*written(model, plan))
+
+
+def fake_quantized(model: ir.Model, plan: QuantPlan) -> ir.Model:
+    """The same as a model whose large weights need not be in memory."""
+    return weights.opened(*written(model, plan))
+
+
+def written(
+    model: ir.Model, plan: QuantPlan
+) -> tuple[onnx.ModelProto, Mapping[str, ir.TensorProtocol]]:
+    """The message without its large constants, and these."""
+    proto, large = weights.light(model)
+    exporter = _Exporter(proto.graph, plan, large)
+    exporter.rewrite()
     _drop_dilations(proto.graph)
-    return proto
+    return proto, exporter.large
 
 
 def _drop_dilations(graph: onnx.GraphProto) -> None:
@@ -64,8 +78,11 @@ class _Bias:
 
 
 class _Exporter:
-    def __init__(self, graph: onnx.GraphProto, plan: QuantPlan) -> None:
+    def __init__(
+        self, graph: onnx.GraphProto, plan: QuantPlan, large: Mapping[str, ir.TensorProtocol]
+    ) -> None:
         self.graph = graph
+        self.large = dict(large)
         self.constants = {t.name: t for t in graph.initializer}
         self.taken = {v.name for v in (*graph.input, *graph.output)} | set(self.constants)
         self.taken.update(name for node in graph.node for name in node.output)
@@ -130,8 +147,18 @@ class _Exporter:
 
     def constant(self, array: NDArray[np.generic], hint: str) -> str:
         name = self.fresh(hint)
-        self.constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        if array.nbytes < weights.LARGE_BYTES:
+            self.constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        else:
+            self.large[name] = weights.kept(array, name)
+            self.constants[name] = weights.named(name, self.large[name])
         return name
+
+    def array(self, name: str) -> NDArray[np.generic]:
+        """The values of a constant."""
+        if name in self.large:
+            return self.large[name].numpy()
+        return numpy_helper.to_array(self.constants[name])
 
     def emit(
         self, op_type: str, inputs: Sequence[str], output: str, **attributes: int | None
@@ -177,14 +204,25 @@ class _Exporter:
         return result
 
     def weight(self, name: str, owner: str, q: Quantizer) -> None:
-        values = numpy_helper.to_array(self.constants.pop(name)).astype(np.float64)
+        values = self.array(name)
+        self.large.pop(name, None)
+        del self.constants[name]
         row = [-1 if i == q.axis else 1 for i in range(values.ndim)]
         scale = np.array(q.scale).reshape(row if q.axis is not None else ())
         zero = np.array(q.zero_point).reshape(scale.shape)
-        codes = self.plan.codes.get(name)
-        if codes is None:
-            codes = np.clip(np.rint(values / scale) + zero, q.format.lo, q.format.hi)
-        stored = self.constant(codes.astype(_storage(q.format)), f"{name}.codes")
+
+        def coded(part: NDArray[np.generic], rows: slice) -> NDArray[np.float64]:
+            step, origin = (s[rows] if q.axis == 0 else s for s in (scale, zero))
+            real = part.astype(np.float64)
+            codes: NDArray[np.float64] = np.rint(real / step) + origin
+            return codes.clip(q.format.lo, q.format.hi)
+
+        known = self.plan.codes.get(name)
+        if known is None:
+            codes = weights.by_rows(values, _storage(q.format), coded)
+        else:
+            codes = known.astype(_storage(q.format))
+        stored = self.constant(codes, f"{name}.codes")
         self.emit("DequantizeLinear", [stored, *self.parameters(owner, q)], name, axis=q.axis)
 
     def bias(self, bias: _Bias) -> None:
@@ -200,7 +238,7 @@ class _Exporter:
         scale = step.astype(np.float32)
         values = self.decided.get(name)
         if values is None:
-            values = numpy_helper.to_array(self.constants[name]).astype(np.float64)
+            values = self.array(name).astype(np.float64)
         fits = len(step) == 1 or values.shape[-1:] == step.shape
         if not fits or scale.min() < np.finfo(np.float32).tiny:
             return

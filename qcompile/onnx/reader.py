@@ -11,10 +11,10 @@ from pathlib import Path
 import onnx
 
 from qcompile.errors import BadInput, Unsupported
-from qcompile.onnx import classical
+from qcompile.onnx import classical, weights
 
 MAX_MODEL_BYTES = 2**31 - 1
-"""The largest model read, external data included: what one protobuf message can hold."""
+"""The largest model read, large weights in files beside it not counted: what one protobuf message can hold."""
 
 MAX_NODES = 200_000
 """The most nodes a graph may have once its functions are expanded."""
@@ -28,7 +28,7 @@ STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 def read(
     source: str | os.PathLike[str] | bytes, domains: frozenset[str] = frozenset()
 ) -> onnx.ModelProto:
-    """Return a model of standard operators whose tensors are all in memory; it may still be inconsistent.
+    """Return a model of standard operators, all but its large weights in memory; it may still be inconsistent.
 
     Operators of `domains` are let in too.
     """
@@ -97,7 +97,8 @@ def _read_file(path: Path, limit: int, what: str) -> bytes:
 
 
 def _too_large(what: str) -> str:
-    return f"{what} is larger than {MAX_MODEL_BYTES} bytes with its external data, the most that is read"
+    most = f"{MAX_MODEL_BYTES} bytes, the most that is read"
+    return f"{what} is larger than {most}; keep large weights in a file beside it"
 
 
 def _refuse_broken_text(message: onnx.ModelProto, what: str) -> None:
@@ -152,7 +153,10 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _load_external(model: onnx.ModelProto, folder: Path | None, budget: int) -> None:
-    for tensor in _tensors(model):
+    """Fetch what lies in other files; large weights, seen to be there, stay there and get an absolute path."""
+    large = {t.name for t in weights.detachable(model)}
+    own = len(model.graph.initializer)
+    for i, tensor in enumerate(_tensors(model)):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         what = f"tensor {tensor.name!r}"
@@ -162,11 +166,24 @@ def _load_external(model: onnx.ModelProto, folder: Path | None, budget: int) -> 
                 " have; give the path of the model instead"
             )
         entries = {e.key: e.value for e in tensor.external_data}
-        data = _external_bytes(what, entries, folder, budget)
-        budget -= len(data)
-        tensor.raw_data = data
-        tensor.data_location = onnx.TensorProto.DEFAULT
+        path, offset, length = _external_place(what, entries, folder)
         del tensor.external_data[:]
+        # the graph's own initializers come first
+        if i < own and tensor.name in large:
+            _refuse_other_size(tensor, length)
+            for key, value in (("location", str(path)), ("offset", str(offset))):
+                tensor.external_data.add(key=key, value=value)
+            continue
+        if length > budget:
+            raise BadInput(_too_large("the model"))
+        budget -= length
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                tensor.raw_data = file.read(length)
+        except OSError as e:
+            raise BadInput(_unread(what, entries.get("location", ""), e)) from e
+        tensor.data_location = onnx.TensorProto.DEFAULT
 
 
 def _inside(what: str, location: str, folder: Path) -> Path:
@@ -174,7 +191,7 @@ def _inside(what: str, location: str, folder: Path) -> Path:
     try:
         path = (folder / location).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as e:
-        raise BadInput(f"{what} keeps its values in {location!r}, which cannot be read: {e}") from e
+        raise BadInput(_unread(what, location, e)) from e
     parts = Path(location.replace("\\", "/")).parts
     # Resolving follows symbolic links, so a link that leaves the folder is caught too.
     if Path(location).is_absolute() or ".." in parts or not path.is_relative_to(folder):
@@ -185,7 +202,12 @@ def _inside(what: str, location: str, folder: Path) -> Path:
     return path
 
 
-def _external_bytes(what: str, entries: dict[str, str], folder: Path, budget: int) -> bytes:
+def _unread(what: str, location: str, why: object) -> str:
+    return f"{what} keeps its values in {location!r}, which cannot be read: {why}"
+
+
+def _external_place(what: str, entries: dict[str, str], folder: Path) -> tuple[Path, int, int]:
+    """File, offset and length of a tensor's values, all of which are there."""
     location = entries.get("location", "")
     path = _inside(what, location, folder)
     try:
@@ -197,27 +219,28 @@ def _external_bytes(what: str, entries: dict[str, str], folder: Path, budget: in
             length = size - offset
         if offset < 0 or length < 0 or offset + length > size:
             raise ValueError(f"bytes {offset} to {offset + length} are not in its {size} bytes")
-        if length > budget:
-            raise BadInput(_too_large("the model"))
-        with path.open("rb") as file:
-            file.seek(offset)
-            return file.read(length)
     except (OSError, ValueError) as e:
-        raise BadInput(f"{what} keeps its values in {location!r}, which cannot be read: {e}") from e
+        raise BadInput(_unread(what, location, e)) from e
+    return path, offset, length
 
 
 def _refuse_other_sizes(model: onnx.ModelProto) -> None:
     """ONNX's checker lets more values pass than a shape has; nobody else does."""
     for tensor in _tensors(model):
-        size = _ITEM_BYTES.get(tensor.data_type)
-        if size is None or not tensor.raw_data:
-            continue
-        wanted = size * math.prod(tensor.dims)
-        if len(tensor.raw_data) != wanted:
-            raise BadInput(
-                f"tensor {tensor.name!r} has {len(tensor.raw_data)} bytes of values where its shape"
-                f" {list(tensor.dims)} takes {wanted}; the model is damaged"
-            )
+        if tensor.raw_data:
+            _refuse_other_size(tensor, len(tensor.raw_data))
+
+
+def _refuse_other_size(tensor: onnx.TensorProto, length: int) -> None:
+    size = _ITEM_BYTES.get(tensor.data_type)
+    if size is None:
+        return
+    wanted = size * math.prod(tensor.dims)
+    if length != wanted:
+        raise BadInput(
+            f"tensor {tensor.name!r} has {length} bytes of values where its shape"
+            f" {list(tensor.dims)} takes {wanted}; the model is damaged"
+        )
 
 
 def _refuse_bare_nodes(model: onnx.ModelProto) -> None:

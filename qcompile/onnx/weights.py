@@ -1,37 +1,111 @@
-"""Large weights stay out of the messages that the ONNX libraries work on: inputs stand for them meanwhile."""
+"""Large weights lie in files, mapped while they are read, and stay out of the messages that the ONNX libraries work on.
+
+What a pass makes of a large weight goes to a temporary file (in TMPDIR), so that a model may be larger than the memory:
+what is resident is the weight at hand.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import onnx
 import onnx.helper
 import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
+from qcompile.scratch import Scratch
+
+Array = NDArray[np.generic]
+_Number = TypeVar("_Number", bound=np.generic)
 _Message = TypeVar("_Message", onnx.ModelProto, onnx.GraphProto)
 
 LARGE_BYTES = 1 << 20
-"""Smaller weights stay: shapes and indices among them settle what is inferred."""
+"""Smaller weights stay in messages: shapes and indices among them settle what is inferred."""
+
+FILED_BYTES = 32 << 20
+"""Smaller weights are held in memory once they are read."""
+
+BLOCK_BYTES = 4 << 20
+"""How much of a large weight is worked on at a time."""
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def filed(
+    file: Path | Scratch,
+    offset: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    name: str,
+) -> ir.TensorProtocol:
+    """Values in a file, which must stay as it is; every reading maps them anew and lets go of them after."""
+
+    def read() -> ir.TensorProtocol:
+        place = file.file if isinstance(file, Scratch) else file
+        return ir.Tensor(np.asarray(np.memmap(place, dtype, "r", offset, shape)), name=name)
+
+    kind = ir.DataType.from_numpy(dtype)
+    return ir.LazyTensor(read, kind, ir.Shape(shape), name=name)
+
+
+def kept(array: Array, name: str) -> ir.TensorProtocol:
+    """The values as a tensor, which holds them in memory or in a temporary file; BadInput without room for one."""
+    whole = np.ascontiguousarray(array)
+    if array.nbytes < FILED_BYTES:
+        return ir.Tensor(whole, name=name)
+    return filed(Scratch([whole.data]), 0, array.shape, array.dtype, name)
+
+
+def by_rows(
+    array: Array, dtype: np.dtype[_Number], made: Callable[[Array, slice], Array]
+) -> NDArray[_Number]:
+    """`made` of a few rows at a time: what it holds meanwhile does not grow with the array."""
+    if not array.ndim or array.nbytes < FILED_BYTES:
+        return made(array, slice(None)).astype(dtype)
+    result = np.empty(array.shape, dtype)
+    step = max(1, BLOCK_BYTES * len(array) // array.nbytes)
+    for at in range(0, len(array), step):
+        rows = slice(at, at + step)
+        result[rows] = made(array[rows], rows)
+    return result
+
+
+# --- messages that were read ------------------------------------------------------------------------------------
+
+
+def detachable(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Initializers that only the graph's nodes need: float32, large, each with a name of its own."""
+    names = Counter(t.name for t in model.graph.initializer)
+    return [
+        t
+        for t in model.graph.initializer
+        if names[t.name] == 1
+        and t.name
+        and t.data_type == onnx.TensorProto.FLOAT
+        and min(t.dims, default=0) > 0
+        and math.prod(t.dims) * 4 >= LARGE_BYTES
+    ]
 
 
 def detach(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
     """A copy without its large float32 weights, as inputs instead, and these weights by name; `model` stays whole."""
-    names = Counter(t.name for t in model.graph.initializer)
-    names.update(v.name for v in model.graph.input)
+    large = {t.name for t in detachable(model) if _whole(t)}
     light = onnx.ModelProto()
     _copy(model, light, "graph")
     _copy(model.graph, light.graph, "initializer")
     weights: dict[str, ir.TensorProtocol] = {}
     for tensor in model.graph.initializer:
-        if names[tensor.name] > 1 or not _large(tensor):
+        if tensor.name not in large:
             light.graph.initializer.append(tensor)
             continue
-        array = np.frombuffer(tensor.raw_data, "<f4").reshape(tensor.dims)
-        weights[tensor.name] = ir.Tensor(array, name=tensor.name)
+        weights[tensor.name] = _tensor(tensor)
         light.graph.input.append(
             onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         )
@@ -54,12 +128,34 @@ def attach(model: ir.Model, weights: Mapping[str, ir.TensorProtocol]) -> bool:
     )
 
 
-def _large(tensor: onnx.TensorProto) -> bool:
-    """Is it large, and as long as its shape says? The checker words what is wrong with any other."""
-    if tensor.data_type != onnx.TensorProto.FLOAT or min(tensor.dims, default=0) < 1:
-        return False
-    size = math.prod(tensor.dims) * 4
-    return bool(tensor.name) and size >= LARGE_BYTES and size == len(tensor.raw_data)
+def array(tensor: onnx.TensorProto) -> Array:
+    """The values of a tensor that `read` let pass, those in a file included."""
+    return _tensor(tensor).numpy() if _outside(tensor) else numpy_helper.to_array(tensor)
+
+
+def unchecked(tensor: onnx.TensorProto) -> bool:
+    """Does it lie in a file that `read` has not seen? Its own names of files are absolute, ONNX's relative."""
+    place = next((e.value for e in tensor.external_data if e.key == "location"), "")
+    return _outside(tensor) and not Path(place).is_absolute()
+
+
+def _outside(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def _tensor(tensor: onnx.TensorProto) -> ir.TensorProtocol:
+    """The values of a large float32 tensor."""
+    shape, kind = tuple(tensor.dims), np.dtype("<f4")
+    if not _outside(tensor):
+        return kept(np.frombuffer(tensor.raw_data, kind).reshape(shape), tensor.name)
+    entries = {e.key: e.value for e in tensor.external_data}
+    place, offset = Path(entries["location"]), int(entries.get("offset", "0"))
+    return filed(place, offset, shape, kind, tensor.name)
+
+
+def _whole(tensor: onnx.TensorProto) -> bool:
+    """Is it as long as its shape says? The checker words what is wrong with any other."""
+    return _outside(tensor) or len(tensor.raw_data) == math.prod(tensor.dims) * 4
 
 
 def _copy(source: _Message, target: _Message, left_out: str) -> None:
@@ -70,3 +166,57 @@ def _copy(source: _Message, target: _Message, left_out: str) -> None:
             getattr(target, field.name).MergeFrom(value)
         else:
             setattr(target, field.name, value)
+
+
+# --- messages that are written ----------------------------------------------------------------------------------
+
+
+def light(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """The message of a model in which large constants are but named and shaped, and these constants by name."""
+    shown = model.clone()
+    large: dict[str, ir.TensorProtocol] = {}
+    for name, value in shown.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= LARGE_BYTES:
+            large[name] = tensor
+            value.const_value = ir.ExternalTensor(
+                "elsewhere",
+                0,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=name,
+            )
+    return ir.to_proto(shown), large
+
+
+def named(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    """The message of a large constant without its values, as `light` has it."""
+    message = onnx.TensorProto(
+        name=name, data_type=int(tensor.dtype), dims=list(tensor.shape.numpy())
+    )
+    message.data_location = onnx.TensorProto.EXTERNAL
+    message.external_data.add(key="location", value="elsewhere")
+    return message
+
+
+def written(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    """The message of a constant with its values."""
+    return numpy_helper.from_array(np.ascontiguousarray(tensor.numpy()), name)
+
+
+def complete(proto: onnx.ModelProto, large: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:
+    """The message of `light` with its large constants in it; in place."""
+    for tensor in proto.graph.initializer:
+        if tensor.name in large:
+            tensor.CopyFrom(written(tensor.name, large[tensor.name]))
+    return proto
+
+
+def opened(proto: onnx.ModelProto, large: Mapping[str, ir.TensorProtocol]) -> ir.Model:
+    """The model of a message that `light` made, its large constants where they were."""
+    model = ir.from_proto(proto)
+    for name, value in model.graph.initializers.items():
+        if name in large:
+            value.const_value = large[name]
+    return model

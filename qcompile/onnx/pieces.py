@@ -1,0 +1,105 @@
+"""A model as consecutive pieces with few weights each, so that those of one piece are in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper
+
+from qcompile.onnx import weights
+
+WHOLE_BYTES = 512 << 20
+"""A model with fewer bytes of large weights is one piece."""
+
+PIECE_BYTES = 128 << 20
+"""A piece ends with the node that has its weights reach this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some nodes in order: the message without large weights, these weights, what goes in and what comes out."""
+
+    proto: onnx.ModelProto
+    large: Mapping[str, ir.TensorProtocol]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+
+def pieces(model: ir.Model, names: Sequence[str]) -> list[Piece]:
+    """The model in pieces that together give the named values, none of which it is fed."""
+    proto, large = weights.light(model)
+    nodes = list(proto.graph.node)
+    nested = any(a.HasField("g") or a.graphs for node in nodes for a in node.attribute)
+    if nested or sum(t.nbytes for t in large.values()) < WHOLE_BYTES:
+        types = _types(proto.graph)
+        shown = {v.name for v in proto.graph.output}
+        proto.graph.output.extend(types[n] for n in names if n not in shown)
+        return [Piece(proto, large, [v.name for v in proto.graph.input], list(names))]
+    made: list[Piece] = []
+    wanted = set(names)
+    for part in reversed(list(_parts(nodes, large))):
+        gives = [n for node in part for n in node.output if n in wanted]
+        if not made:
+            gives += [n for n in names if n in {t.name for t in proto.graph.initializer}]
+        made.insert(0, _piece(proto, large, part, gives))
+        wanted |= set(made[0].inputs)
+    return made
+
+
+def _parts(
+    nodes: Sequence[onnx.NodeProto], large: Mapping[str, ir.TensorProtocol]
+) -> Iterator[list[onnx.NodeProto]]:
+    """The nodes in order, as many together as the weights allow."""
+    part: list[onnx.NodeProto] = []
+    seen: set[str] = set()
+    for node in nodes:
+        part.append(node)
+        seen |= set(node.input) & large.keys()
+        if sum(large[n].nbytes for n in seen) >= PIECE_BYTES:
+            yield part
+            part, seen = [], set()
+    if part:
+        yield part
+
+
+def _piece(
+    whole: onnx.ModelProto,
+    large: Mapping[str, ir.TensorProtocol],
+    nodes: Sequence[onnx.NodeProto],
+    gives: Sequence[str],
+) -> Piece:
+    types = _types(whole.graph)
+    inside = {n for node in nodes for n in node.output}
+    needs = {n for node in nodes for n in node.input if n} | set(gives)
+    constants = [t for t in whole.graph.initializer if t.name in needs]
+    fed = sorted(needs - inside - {t.name for t in constants})
+    graph = helper.make_graph(
+        nodes, whole.graph.name, [types[n] for n in fed], [types[n] for n in gives], constants
+    )
+    graph.value_info.extend(types[n] for n in sorted(inside - set(gives)) if n in types)
+    proto = helper.make_model(
+        graph,
+        opset_imports=whole.opset_import,
+        ir_version=whole.ir_version,
+        functions=list(whole.functions),
+    )
+    held = {t.name: large[t.name] for t in constants if t.name in large}
+    return Piece(proto, held, fed, list(gives))
+
+
+def _types(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
+    """Type and shape of every value, constants included."""
+    types = {
+        t.name: helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+        for t in graph.initializer
+    }
+    types |= {
+        n: helper.make_tensor_value_info(n, TensorProto.FLOAT, None)
+        for node in graph.node
+        for n in node.output
+        if n
+    }
+    return types | {v.name: v for v in (*graph.input, *graph.value_info, *graph.output)}

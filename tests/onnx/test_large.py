@@ -1,0 +1,187 @@
+"""Weights too large for messages or memory: they stay in files, and everything comes out as if they had not."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+import qcompile
+from qcompile import folder, scratch
+from qcompile.errors import BadInput
+from qcompile.onnx import frontend, pieces, reader, weights
+from qcompile.onnx.execute import FloatSession
+
+RNG = np.random.default_rng(0)
+WIDTH = 24
+Floats = NDArray[np.float32]
+
+
+def crossing() -> onnx.ModelProto:
+    """Five products; the first one's result is read by the last and a graph output is read again."""
+    nodes, inits = [], []
+    for i, source in enumerate(("x", "h0", "h1", "h1", "s3")):
+        inits.append(
+            numpy_helper.from_array(RNG.standard_normal((WIDTH, WIDTH)).astype(np.float32), f"w{i}")
+        )
+        inits.append(
+            numpy_helper.from_array(RNG.standard_normal(WIDTH).astype(np.float32), f"b{i}")
+        )
+        nodes.append(
+            helper.make_node("Gemm", [source, f"w{i}", f"b{i}"], [f"g{i}"], f"fc{i}", transB=1)
+        )
+        if i < 4:
+            nodes.append(helper.make_node("Relu", [f"g{i}"], [f"h{i}"], f"relu{i}"))
+        if i == 3:
+            nodes.append(helper.make_node("Add", ["h3", "h0"], ["s3"], "sum"))
+    shape = ["N", WIDTH]
+    graph = helper.make_graph(
+        nodes,
+        "crossing",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("h1", "g4", "h2")],
+        inits,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def by_hand(x: Floats, model: onnx.ModelProto) -> dict[str, NDArray[np.float64]]:
+    w = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+
+    def fc(i: int, v: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(v @ w[f"w{i}"].T + w[f"b{i}"])
+
+    h0 = fc(0, x.astype(np.float64)).clip(0)
+    h1 = fc(1, h0).clip(0)
+    s3 = fc(3, h1).clip(0) + h0
+    return {"h0": h0, "h1": h1, "h2": fc(2, h1).clip(0), "s3": s3, "g4": fc(4, s3), "w2": w["w2"]}
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every matrix is large, and every one lies in a file."""
+    monkeypatch.setattr(weights, "LARGE_BYTES", 1024)
+    monkeypatch.setattr(weights, "FILED_BYTES", 1024)
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(folder, "LARGE_BYTES", 1024)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("most", [1, 3000, 5000, 1 << 20])
+def test_pieces_give_what_the_whole_gives(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", most)
+    model = crossing()
+    shaped = ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True))
+    names = ["g4", "h0", "x", "h2", "s3"]
+    cut = pieces.pieces(shaped, [n for n in names if n != "x"])
+    assert len(cut) == {1: 5, 3000: 3, 5000: 2, 1 << 20: 1}[most]
+    x = RNG.standard_normal((7, WIDTH)).astype(np.float32)
+    got = FloatSession(shaped, names, threads=1).run({"x": x})
+    wanted = by_hand(x, model)
+    np.testing.assert_array_equal(got["x"], x)
+    for name in set(names) - {"x"}:
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("large")
+def test_compiling_with_weights_in_files_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = crossing().SerializeToString()
+    x = RNG.standard_normal((40, WIDTH)).astype(np.float32)
+    opened: list[str] = []
+    filed = weights.filed
+
+    def counted(*args: object) -> ir.TensorProtocol:
+        opened.append(str(args[-1]))
+        return filed(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(weights, "filed", counted)
+    small = qcompile.compile(model, "x86", x, output=tmp_path / "files")
+    assert {f"w{i}" for i in range(5)} <= set(opened)
+    opened.clear()
+    monkeypatch.setattr(weights, "FILED_BYTES", 1 << 30)
+    monkeypatch.setattr(folder, "LARGE_BYTES", 1 << 30)
+    whole = qcompile.compile(model, "x86", x, output=tmp_path / "memory")
+    assert not opened
+    one, two = (json.loads((a.folder / "manifest.json").read_text()) for a in (small, whole))
+    assert one["files"] == two["files"]
+
+
+def placed(home: Path, size: int, length: int | None = None) -> Path:
+    """A Gemm whose weights are a file of zeros without blocks on the disk."""
+    home.mkdir()
+    with (home / "w.data").open("wb") as file:
+        file.truncate(size if length is None else length)
+    rows = size // 4 // 1024
+    w = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[rows, 1024])
+    w.data_location = TensorProto.EXTERNAL
+    w.external_data.add(key="location", value="w.data")
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w"], ["y"], "fc", transB=1)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1024])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [w],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (home / "m.onnx").write_bytes(model.SerializeToString())
+    return home / "m.onnx"
+
+
+def test_three_gigabytes_are_opened_in_little_memory(tmp_path: Path) -> None:
+    path = placed(tmp_path / "m", 3 << 30)
+    program = (
+        "import resource, sys\n"
+        "from qcompile.onnx import frontend\n"
+        "model = frontend.load(sys.argv[1])\n"
+        "w = model.graph.initializers['w'].const_value\n"
+        "assert w.nbytes == 3 << 30 and w.numpy()[-1, -1] == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 1 << 20, "KiB"
+
+
+def test_a_large_weight_stays_in_its_file(tmp_path: Path) -> None:
+    path = placed(tmp_path / "m", 2 << 20)
+    values = RNG.standard_normal((512, 1024)).astype(np.float32)
+    (path.parent / "w.data").write_bytes(values.tobytes())
+    (tensor,) = reader.read(path).graph.initializer
+    assert not tensor.raw_data
+    np.testing.assert_array_equal(weights.array(tensor), values)
+    loaded = frontend.load(path, isolated=False).graph.initializers["w"].const_value
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded.numpy(), values)
+
+
+@pytest.mark.parametrize(
+    ("length", "why"), [((2 << 20) - 4, "has 2097148 bytes"), ((2 << 20) + 4, "has 2097156 bytes")]
+)
+def test_a_large_weight_of_another_size(length: int, why: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=rf"{why}.*takes 2097152"):
+        frontend.load(placed(tmp_path / "m", 2 << 20, length))
+
+
+def test_no_room_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scratch.tempfile, "TemporaryFile", lambda **_: Full())  # type: ignore[attr-defined]
+    with pytest.raises(BadInput, match=r"No space left.*set TMPDIR"):
+        weights.kept(np.zeros(weights.FILED_BYTES, np.int8), "w")
+    with pytest.raises(BadInput, match=r"No space left.*set TMPDIR"):
+        folder.Contents({"a": bytes(folder.LARGE_BYTES)})

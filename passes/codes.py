@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.formats import Int
 from qcompile.ir import DType
+from qcompile.onnx.weights import by_rows
 from qcompile.plan import Quantizer, QuantPlan
 
 from .layers import Clamp, Linear, initializer
@@ -53,10 +56,18 @@ def weight_codes(term: Linear, wq: Quantizer, plan: QuantPlan) -> NDArray[np.int
 
     TypeError for decided codes of another shape or beyond the format.
     """
-    array = np.asarray(initializer(term.weight), np.float64)
+    array = initializer(term.weight)
+    assert array is not None
     decided = plan.codes.get(str(term.weight.name))
     if decided is None:
-        return quantize(array, wq)
+
+        def quantized(part: NDArray[np.generic], rows: slice) -> NDArray[np.int64]:
+            own = wq
+            if wq.axis == 0 and len(part) < len(wq.scale):
+                own = replace(wq, scale=wq.scale[rows], zero_point=wq.zero_point[rows])
+            return quantize(part.astype(np.float64), own)
+
+        return by_rows(array, np.dtype(np.int64), quantized)
     if decided.shape != array.shape:
         raise TypeError(
             f"the plan's codes of {term.weight.name} have shape {list(decided.shape)}, its weights {list(array.shape)}"

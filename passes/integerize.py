@@ -45,6 +45,7 @@ from qcompile.ir import (
 )
 from qcompile.ir.arith import AccOperand, Fit, Multipliers, NoRoom, Val, ValOperand, fit_rescale
 from qcompile.ir.proof import accumulator_bound, code_range, prove, prove_rescale
+from qcompile.ir.text import digest
 from qcompile.plan import Quantizer, QuantPlan
 
 from . import exact
@@ -227,7 +228,7 @@ class _Integerizer:
     def constant(self, name: str, array: NDArray[np.generic], dtype: DType) -> Value:
         """A constant, made once for a name and contents."""
         codes: Array = array.astype(dtype.numpy)
-        key = (name, dtype, codes.shape, codes.tobytes())
+        key = (name, dtype, codes.shape, digest(codes))
         if key not in self.constants:
             self.constants[key] = self.graph.constant(codes, TensorType(dtype, codes.shape), name)
         return self.constants[key]

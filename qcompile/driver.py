@@ -510,26 +510,15 @@ def _vectors(graph: Graph) -> list[dict[str, Array]]:
 
 
 def _export(job: Job, side: FloatSide, integerized: Integerized) -> folder.Contents:
-    """The models and files beside the program, one after the other: a large one is put away before the next is made."""
+    """The models and files beside the program."""
+    from qcompile.onnx import integer, links, qdq, weights
+
     made = folder.Contents(write_graph(integerized.graph))
-    made |= folder.Contents({"integer.onnx": _integer_onnx(integerized)})
-    made |= folder.Contents({"qdq.onnx": _qdq_onnx(job, side, integerized)})
-    return made | folder.Contents(plans.files(side.plan))
-
-
-def _integer_onnx(integerized: Integerized) -> bytes:
-    from qcompile.onnx import integer
-
-    model = integer.export(integerized.graph)
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-def _qdq_onnx(job: Job, side: FloatSide, integerized: Integerized) -> bytes:
-    from qcompile.onnx import links, qdq
-
-    model = qdq.export(side.model, side.plan)
+    made.put("integer.onnx", weights.streamed(*integer.written(integerized.graph)))
+    model, large = qdq.written(side.model, side.plan)
     links.write(model, integerized, side.plan, channels_last=job.options.io_layout == "nhwc")
-    return bytes(model.SerializeToString(deterministic=True))
+    made.put("qdq.onnx", weights.streamed(model, large))
+    return made | folder.Contents(plans.files(side.plan))
 
 
 # --- the documents ----------------------------------------------------------------------------------------------

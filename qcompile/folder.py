@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from qcompile.errors import BadInput
@@ -28,6 +28,10 @@ class Contents(Mapping[str, bytes]):
         both = Contents({})
         both._held = self._held | other._held
         return both
+
+    def put(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
+        """Add a file whose content comes in parts."""
+        self._held[name] = Scratch(parts)
 
     def __getitem__(self, name: str) -> bytes:
         content = self._held[name]

@@ -147,6 +147,20 @@ def test_one_convolution_after_another_where_axis_0_is_mixed() -> None:
     agrees(nodes, {"x": [3, 3, 2, 4]}, weights)
 
 
+def test_a_window_over_three_axes_that_is_larger_than_its_operand() -> None:
+    # ONNX divides towards zero, and finds one window where there is none
+    node = make_node("Conv", ["x", "k"], ["y"], strides=[2, 1, 1])
+    model = one_node(node, kind=TensorProto.FLOAT)
+    del model.graph.input[0].type.tensor_type.shape.dim[:]
+    for _ in range(5):
+        model.graph.input[0].type.tensor_type.shape.dim.add(dim_value=1)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 2, 1, 1), "f4"), "k"))
+    x = np.zeros((1, 1, 1, 1, 1), np.float32)
+    refused = chain.compiled(Network(model.SerializeToString(), {"x": x}, "fast", {}, ()))
+    assert isinstance(refused, str)
+    assert "larger than its padded operand" in refused
+
+
 def test_binary_points_of_a_convolution_over_three_axes() -> None:
     w = np.random.default_rng(6).normal(size=(3, 1, 1, 1, 2)).astype(np.float32)
     v = np.random.default_rng(7).normal(size=(1, 3, 1, 3, 3)).astype(np.float32)
@@ -232,6 +246,13 @@ def test_nodes_that_lack_what_they_need(node: onnx.NodeProto) -> None:
 def test_nodes_that_make_nothing_or_take_nothing(node: onnx.NodeProto, lacks: str) -> None:
     with pytest.raises(BadInput, match=f"{node.op_type}.*has no {lacks}"):
         frontend.load(one_node(node).SerializeToString())
+
+
+@pytest.mark.parametrize("attribute", [{"auto_pad": b"\xb7AME_LOWER"}, {"texts": [b"a", b"\xff"]}])
+def test_attributes_that_are_no_text(attribute: dict[str, object]) -> None:
+    model = one_node(make_node("Relu", ["x"], ["y"], **attribute))
+    with pytest.raises(BadInput, match=r"attribute .* is not text"):
+        frontend.load(model.SerializeToString())
 
 
 def test_classes_that_are_cut_short() -> None:

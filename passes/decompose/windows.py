@@ -153,6 +153,8 @@ def conv(e: Expression) -> ir.Value | None:
         raise e.refuse("has pads that ONNX does not allow")
     n, channels, outputs = e.shape(x)[0], e.size(x, 1), weight.shape[0]
     count, height, width = w.outputs(_spatial(e, x))
+    if min(count, height, width) < 1:
+        raise e.refuse("has a window larger than its padded operand, so that nothing is computed")
     x = e.pad(x, (0, 0, w.pads[0], 0, 0), (0, 0, w.pads[3], 0, 0))
     taps = np.arange(w.kernel[0]) * w.dilations[0]
     x = e.take(x, 2, ((np.arange(count) * w.strides[0])[:, None] + taps).reshape(-1).tolist())

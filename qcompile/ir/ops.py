@@ -72,13 +72,25 @@ def _taps(
         yield x[(slice(None), *window)]
 
 
+_BLOCK = 1 << 24
+"""Weights that are floats at a time."""
+
+
 def _exact_matmul(x: Array, w: Array) -> NDArray[np.int32]:
     """Multiply x by w.T in integers through the float unit: exact, because every partial sum fits the mantissa."""
     peak = max(abs(int(x.min(initial=0))), abs(int(x.max(initial=0))))
-    reach = int(np.abs(w.astype(np.int64)).sum(axis=1).max(initial=0)) * peak
-    if reach < 1 << 24:
-        return (x.astype(np.float32) @ w.astype(np.float32).T).astype(np.int32)
-    return (x.astype(np.float64) @ w.astype(np.float64).T).astype(np.int64).astype(np.int32)
+    step = max(1, _BLOCK // max(w.shape[1], 1))
+    result = np.empty((*x.shape[:-1], len(w)), np.int32)
+    for at in range(0, len(w), step):
+        part = w[at : at + step]
+        reach = int(np.abs(part.astype(np.int64)).sum(axis=1).max(initial=0)) * peak
+        if reach < 1 << 24:
+            sums = (x.astype(np.float32) @ part.astype(np.float32).T).astype(np.int32)
+        else:
+            wide = x.astype(np.float64) @ part.astype(np.float64).T
+            sums = wide.astype(np.int64).astype(np.int32)
+        result[..., at : at + step] = sums
+    return result
 
 
 @dataclass(frozen=True)

@@ -56,11 +56,18 @@ def code_range(value: Value) -> tuple[int, int]:
             return value.type.dtype.lo, value.type.dtype.hi
 
 
+_BLOCK = 1 << 22
+"""Weights whose 64 bits are in memory at a time."""
+
+
 def product_bound(
     w: NDArray[np.generic], b: NDArray[np.generic], lo: int, hi: int
 ) -> NDArray[np.int64]:
     """|b| + sum |w| * max |x| for each output channel (first axis of w): holds for every partial sum in any order."""
-    reach = np.abs(w.astype(np.int64)).reshape(len(w), -1).sum(axis=1)
+    step = max(1, _BLOCK * len(w) // max(w.size, 1))
+    parts = [w[at : at + step] for at in range(0, len(w), step)]
+    sums = [np.abs(p.astype(np.int64)).reshape(len(p), -1).sum(axis=1) for p in parts]
+    reach = np.concatenate([np.zeros(0, np.int64), *sums])
     total: NDArray[np.int64] = np.abs(b.astype(np.int64)) + reach * max(abs(lo), abs(hi))
     return total
 

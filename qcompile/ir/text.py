@@ -35,8 +35,9 @@ _UNFIT = (ValueError, TypeError, KeyError, OverflowError, SyntaxError, Recursion
 
 def digest(array: NDArray[np.generic]) -> str:
     """The name a long constant goes by."""
-    head = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()[:24]
+    whole = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    whole.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return whole.hexdigest()[:24]
 
 
 def constants(graph: Graph) -> dict[str, Array]:

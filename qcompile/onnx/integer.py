@@ -15,11 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
+import onnx_ir
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper, parser
 
 from qcompile.ir import DType, Graph, Node, Port, Value, ops
-from qcompile.onnx import functions, newton
+from qcompile.ir.text import digest
+from qcompile.onnx import functions, newton, weights
 from qcompile.onnx.functions import DOMAIN, LIFT, OPSET, Function, Sweep
 
 IR_VERSION = 8
@@ -30,7 +32,13 @@ _Attribute = int | Sequence[int]
 
 def export(graph: Graph) -> onnx.ModelProto:
     """Return the model that equals `graph.run` on every element; the same graph gives the same model."""
-    return _Exporter(graph).model()
+    return weights.complete(*written(graph))
+
+
+def written(graph: Graph) -> tuple[onnx.ModelProto, Mapping[str, onnx_ir.TensorProtocol]]:
+    """The same without its large constants, and these."""
+    exporter = _Exporter(graph)
+    return exporter.model(), exporter.large
 
 
 class _Exporter:
@@ -38,8 +46,9 @@ class _Exporter:
         self.graph = graph
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.large: dict[str, onnx_ir.TensorProtocol] = {}
         self.functions: dict[Function, onnx.FunctionProto] = {}
-        self.stored: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self.stored: dict[tuple[str, tuple[int, ...], str], str] = {}
         self.value_names = {port.name for port, _ in (*graph.inputs, *graph.outputs)}
         self.node_names: set[str] = set()
         self.names: dict[Value, str] = {v: port.name for port, v in graph.inputs}
@@ -91,10 +100,17 @@ class _Exporter:
 
     def constant(self, array: NDArray[np.generic], hint: str) -> str:
         """The initializer that holds `array`; equal arrays are stored once."""
-        key = (array.dtype.str, array.shape, array.tobytes())
+        whole = np.ascontiguousarray(array)
+        key = (array.dtype.str, array.shape, digest(whole))
         if key not in self.stored:
             name = self.stored[key] = fresh_name(hint, self.value_names)
-            self.initializers.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+            if array.nbytes < weights.LARGE_BYTES:
+                self.initializers.append(
+                    numpy_helper.from_array(np.asarray(array, order="C"), name)
+                )
+            else:
+                self.large[name] = weights.kept(whole, name)
+                self.initializers.append(weights.named(name, self.large[name]))
         return self.stored[key]
 
     def row(self, entries: Iterable[int], hint: str) -> str:

@@ -14,7 +14,7 @@ from qcompile.onnx import weights
 WHOLE_BYTES = 512 << 20
 """A model with fewer bytes of large weights is one piece."""
 
-PIECE_BYTES = 128 << 20
+PIECE_BYTES = 64 << 20
 """A piece ends with the node that has its weights reach this."""
 
 
@@ -33,7 +33,8 @@ def pieces(model: ir.Model, names: Sequence[str]) -> list[Piece]:
     proto, large = weights.light(model)
     nodes = list(proto.graph.node)
     nested = any(a.HasField("g") or a.graphs for node in nodes for a in node.attribute)
-    if nested or sum(t.nbytes for t in large.values()) < WHOLE_BYTES:
+    # codes become as many float32 numbers in onnxruntime
+    if nested or sum(4 * t.size for t in large.values()) < WHOLE_BYTES:
         types = _types(proto.graph)
         shown = {v.name for v in proto.graph.output}
         proto.graph.output.extend(types[n] for n in names if n not in shown)
@@ -58,7 +59,7 @@ def _parts(
     for node in nodes:
         part.append(node)
         seen |= set(node.input) & large.keys()
-        if sum(large[n].nbytes for n in seen) >= PIECE_BYTES:
+        if sum(4 * large[n].size for n in seen) >= PIECE_BYTES:
             yield part
             part, seen = [], set()
     if part:

@@ -101,13 +101,21 @@ def _too_large(what: str) -> str:
     return f"{what} is larger than {most}; keep large weights in a file beside it"
 
 
-def _refuse_broken_text(message: onnx.ModelProto, what: str) -> None:
-    """Names that are not UTF-8 would be bytes where everyone expects text."""
+def _refuse_broken_text(message: onnx.ModelProto | onnx.AttributeProto, what: str) -> None:
+    """Names and attributes that are not UTF-8 would be bytes where everyone expects text."""
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING:
             texts = (value,) if isinstance(value, str | bytes) else value
             if any(isinstance(text, bytes) for text in texts):
                 raise BadInput(f"{what} is not an ONNX model: field {field.name!r} is not text")
+        elif isinstance(message, onnx.AttributeProto) and field.type == field.TYPE_BYTES:
+            for text in (value,) if isinstance(value, bytes) else value:
+                try:
+                    text.decode()
+                except UnicodeDecodeError as e:
+                    raise BadInput(
+                        f"attribute {message.name!r} is not text ({e}); the model is damaged"
+                    ) from e
         elif field.type == field.TYPE_MESSAGE:
             for inner in (value,) if hasattr(value, "ListFields") else value:
                 _refuse_broken_text(inner, what)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from qcompile.errors import Unsupported
 from qcompile.scratch import Scratch
 
 Array = NDArray[np.generic]
@@ -31,7 +32,7 @@ LARGE_BYTES = 1 << 20
 FILED_BYTES = 32 << 20
 """Smaller weights are held in memory once they are read."""
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
 """How much of a large weight is worked on at a time."""
 
 
@@ -162,13 +163,20 @@ def _copy(source: _Message, target: _Message, left_out: str) -> None:
     for field, value in source.ListFields():
         if field.name == left_out:
             continue
-        if hasattr(value, "MergeFrom"):
-            getattr(target, field.name).MergeFrom(value)
-        else:
-            setattr(target, field.name, value)
+        _set(target, field.name, value)
+
+
+def _set(target: onnx.ModelProto | onnx.GraphProto, name: str, value: object) -> None:
+    if hasattr(value, "MergeFrom"):
+        getattr(target, name).MergeFrom(value)
+    else:
+        setattr(target, name, value)
 
 
 # --- messages that are written ----------------------------------------------------------------------------------
+
+MAX_BYTES = 2**31 - 1
+"""The most that anybody reads as one message."""
 
 
 def light(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
@@ -211,6 +219,66 @@ def complete(proto: onnx.ModelProto, large: Mapping[str, ir.TensorProtocol]) -> 
         if tensor.name in large:
             tensor.CopyFrom(written(tensor.name, large[tensor.name]))
     return proto
+
+
+def streamed(
+    proto: onnx.ModelProto, large: Mapping[str, ir.TensorProtocol]
+) -> Iterator[bytes | memoryview]:
+    """What `complete` makes, serialized with its fields in order, with one large constant in memory at a time.
+
+    Unsupported where that is more than one message can hold.
+    """
+    heads = [_head(t, large.get(t.name)) for t in proto.graph.initializer]
+    first, last = _around(proto.graph, "initializer")
+    total = len(first) + sum(len(h) for h in heads) + len(last)
+    total += sum(large[t.name].nbytes for t in proto.graph.initializer if t.name in large)
+    if total > MAX_BYTES:
+        raise Unsupported(
+            f"the exported ONNX files would have {total} bytes, and no message of ONNX may have more than {MAX_BYTES}; "
+            "give the model in parts, or with fewer bits for its weights"
+        )
+    before, after = _around(proto, "graph")
+    yield before + _tag(proto, "graph", total) + first
+    for tensor, head in zip(proto.graph.initializer, heads, strict=True):
+        yield head
+        if tensor.name in large:
+            array = np.ascontiguousarray(large[tensor.name].numpy())
+            yield array.reshape(-1).view(np.uint8).data
+    yield last + after
+
+
+def _head(tensor: onnx.TensorProto, large: ir.TensorProtocol | None) -> bytes:
+    """An initializer as the graph holds it, up to a large one's values, which come last."""
+    if large is None:
+        body, size = bytes(tensor.SerializeToString(deterministic=True)), 0
+    else:
+        shell = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        size = large.nbytes
+        body = bytes(shell.SerializeToString(deterministic=True)) + _tag(shell, "raw_data", size)
+    return _tag(onnx.GraphProto(), "initializer", len(body) + size) + body
+
+
+def _around(message: _Message, field: str) -> tuple[bytes, bytes]:
+    """The fields before one and those after it."""
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    parts = type(message)(), type(message)()
+    for known, value in message.ListFields():
+        if known.number != number:
+            _set(parts[known.number > number], known.name, value)
+    first, last = (bytes(p.SerializeToString(deterministic=True)) for p in parts)
+    return first, last
+
+
+def _tag(message: _Message | onnx.TensorProto, field: str, size: int) -> bytes:
+    """What precedes a field of so many bytes."""
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    return _varint(number << 3 | 2) + _varint(size)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; the highest bit of a byte says that another follows."""
+    low, rest = number & 127, number >> 7
+    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])
 
 
 def opened(proto: onnx.ModelProto, large: Mapping[str, ir.TensorProtocol]) -> ir.Model:

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from qcompile.errors import BadInput
 from qcompile.ir import Array, Graph
 
@@ -35,10 +37,11 @@ class Binary:
 
     def __init__(self, arrays: Sequence[tuple[str, Array]]) -> None:
         self.rows: list[Mapping[str, str | int]] = []
-        self._content = bytearray()
+        parts: list[bytes | memoryview] = []
+        at = 0
         for name, data in arrays:
-            raw = data.astype(data.dtype.newbyteorder("<"), copy=False).tobytes()
-            at = len(self._content)
+            little = np.ascontiguousarray(data, data.dtype.newbyteorder("<"))
+            raw = little.reshape(-1).view(np.uint8).data
             self.rows.append(
                 {
                     "name": name,
@@ -48,7 +51,9 @@ class Binary:
                     "bytes": len(raw),
                 }
             )
-            self._content += raw + bytes(-len(raw) % _LINE)
+            parts += [raw, bytes(-len(raw) % _LINE)]
+            at += len(raw) + len(parts[-1])
+        self._content = b"".join(parts)
 
     def files(self, name: str, section: str | None) -> dict[str, bytes]:
         """The binary, its digest and the assembler file; nothing where there are no arrays."""
@@ -64,7 +69,7 @@ class Binary:
             digest=digest,
         )
         return {
-            BINARY: bytes(self._content),
+            BINARY: self._content,
             SOURCE: source.encode(),
             DIGEST: f"{digest}  {BINARY}\n".encode(),
         }

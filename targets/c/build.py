@@ -251,8 +251,9 @@ class Build:
     def _content(self) -> str:
         digest = hashlib.sha256()
         for path in sorted([*self.folder.glob("*.[chS]"), *self.folder.glob(binary.BINARY)]):
-            data = path.read_bytes()
-            digest.update(f"{path.name} {len(data)}\n".encode() + data)
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
         return digest.hexdigest()
 
     def _make(self, suffix: str, arguments: Sequence[str], inputs: Sequence[Path]) -> Path:

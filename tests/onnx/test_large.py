@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qcompile
 from qcompile import folder, scratch
-from qcompile.errors import BadInput
+from qcompile.errors import BadInput, Unsupported
 from qcompile.onnx import frontend, pieces, reader, weights
 from qcompile.onnx.execute import FloatSession
 
@@ -116,6 +116,30 @@ def test_compiling_with_weights_in_files_gives_the_same_bytes(
     assert not opened
     one, two = (json.loads((a.folder / "manifest.json").read_text()) for a in (small, whole))
     assert one["files"] == two["files"]
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("most", [600, 3000])
+def test_a_message_in_parts_is_the_message(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "LARGE_BYTES", most)
+    model = crossing()
+    model.metadata_props.add(key="k", value="v")
+    model.functions.add(name="f", domain="d")
+    model.graph.doc_string = "between"
+    whole = model.SerializeToString(deterministic=True)
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    large: dict[str, ir.TensorProtocol] = {}
+    for tensor in light.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.nbytes >= most:
+            large[tensor.name] = weights.kept(array, tensor.name)
+            tensor.CopyFrom(weights.named(tensor.name, large[tensor.name]))
+    assert len(large) == (5 if most == 600 else 0)
+    assert b"".join(weights.streamed(light, large)) == whole
+    monkeypatch.setattr(weights, "MAX_BYTES", len(whole) - 200)
+    with pytest.raises(Unsupported, match="no message of ONNX may have more"):
+        next(weights.streamed(light, large))
 
 
 def placed(home: Path, size: int, length: int | None = None) -> Path:

@@ -72,7 +72,7 @@ def _taps(
         yield x[(slice(None), *window)]
 
 
-_BLOCK = 1 << 24
+_BLOCK = 1 << 22
 """Weights that are floats at a time."""
 
 

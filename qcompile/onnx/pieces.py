@@ -31,17 +31,18 @@ class Piece:
 def pieces(model: ir.Model, names: Sequence[str]) -> list[Piece]:
     """The model in pieces that together give the named values, none of which it is fed."""
     proto, large = weights.light(model)
-    nodes = list(proto.graph.node)
-    nested = any(a.HasField("g") or a.graphs for node in nodes for a in node.attribute)
+    nested = any(a.HasField("g") or a.graphs for node in proto.graph.node for a in node.attribute)
     # codes become as many float32 numbers in onnxruntime
     if nested or sum(4 * t.size for t in large.values()) < WHOLE_BYTES:
         types = _types(proto.graph)
         shown = {v.name for v in proto.graph.output}
         proto.graph.output.extend(types[n] for n in names if n not in shown)
         return [Piece(proto, large, [v.name for v in proto.graph.input], list(names))]
+    # what is cut has to say its type
+    proto = onnx.shape_inference.infer_shapes(proto)
     made: list[Piece] = []
     wanted = set(names)
-    for part in reversed(list(_parts(nodes, large))):
+    for part in reversed(list(_parts(_groups(proto.graph), large))):
         gives = [n for node in part for n in node.output if n in wanted]
         if not made:
             gives += [n for n in names if n in {t.name for t in proto.graph.initializer}]
@@ -50,15 +51,42 @@ def pieces(model: ir.Model, names: Sequence[str]) -> list[Piece]:
     return made
 
 
+def _groups(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:
+    """Every node in order, together with what makes, of constants alone, operands that nobody before it reads."""
+    known = {t.name for t in graph.initializer}
+    waiting: dict[str, onnx.NodeProto] = {}
+    groups: list[list[onnx.NodeProto]] = []
+
+    def place(node: onnx.NodeProto) -> None:
+        for name in node.input:
+            if name in waiting:
+                place(waiting[name])
+        for name in node.output:
+            waiting.pop(name, None)
+        groups[-1].append(node)
+
+    for node in graph.node:
+        if node.input and known.issuperset(node.input):
+            known.update(node.output)
+            waiting |= dict.fromkeys(node.output, node)
+        else:
+            groups.append([])
+            place(node)
+    groups.append([])
+    while waiting:
+        place(next(iter(waiting.values())))
+    return groups
+
+
 def _parts(
-    nodes: Sequence[onnx.NodeProto], large: Mapping[str, ir.TensorProtocol]
+    groups: Sequence[Sequence[onnx.NodeProto]], large: Mapping[str, ir.TensorProtocol]
 ) -> Iterator[list[onnx.NodeProto]]:
     """The nodes in order, as many together as the weights allow."""
     part: list[onnx.NodeProto] = []
     seen: set[str] = set()
-    for node in nodes:
-        part.append(node)
-        seen |= set(node.input) & large.keys()
+    for group in groups:
+        part += group
+        seen.update(n for node in group for n in node.input if n in large)
         if sum(4 * large[n].size for n in seen) >= PIECE_BYTES:
             yield part
             part, seen = [], set()

@@ -32,8 +32,8 @@ LARGE_BYTES = 1 << 20
 FILED_BYTES = 32 << 20
 """Smaller weights are held in memory once they are read."""
 
-BLOCK_BYTES = 1 << 20
-"""How much of a large weight is worked on at a time."""
+BLOCK = 1 << 20
+"""Numbers of a large weight that are worked on at a time."""
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -68,10 +68,10 @@ def by_rows(
     array: Array, dtype: np.dtype[_Number], made: Callable[[Array, slice], Array]
 ) -> NDArray[_Number]:
     """`made` of a few rows at a time: what it holds meanwhile does not grow with the array."""
-    if not array.ndim or array.nbytes < FILED_BYTES:
+    if not array.ndim or array.size <= BLOCK:
         return made(array, slice(None)).astype(dtype)
     result = np.empty(array.shape, dtype)
-    step = max(1, BLOCK_BYTES * len(array) // array.nbytes)
+    step = max(1, BLOCK * len(array) // array.size)
     for at in range(0, len(array), step):
         rows = slice(at, at + step)
         result[rows] = made(array[rows], rows)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qcompile.ir import Array, Graph, Value, arith
+from qcompile.ir.text import digest
 from qcompile.program import PROGRAM_FILE
 from qcompile.target import ANYWHERE, Buffer, Codes, Layer, Lowered, Piece, Placement
 
@@ -78,7 +79,7 @@ class _Program:
     ) -> None:
         self.graph, self.name, self.isa, self.threads = graph, name, isa, threads
         self.names = Names([f"{name}_run", f"{name}_trace"])
-        self.arrays: dict[tuple[str, bytes], tuple[str, Array]] = {}
+        self.arrays: dict[str, tuple[str, Array]] = {}
         self.large = binary.threshold(graph) if hosted else None
         self.functions: dict[str, str] = {}
         self.align = k.LINE if hosted else k.ALIGN
@@ -111,7 +112,7 @@ class _Program:
     def _constant(self, data: Array, *name: str) -> str:
         """The C array of these elements; equal arrays are one."""
         data = np.ascontiguousarray(data)
-        found = (data.dtype.str, data.tobytes())
+        found = digest(data.reshape(-1))
         if found not in self.arrays:
             # the linker sees what lies in a file of its own, so its name carries the program's
             own = (self.name,) if self._apart(data) else ()

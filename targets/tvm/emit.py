@@ -15,6 +15,7 @@ import numpy as np
 from qcompile.errors import Unsupported
 from qcompile.ir import Array, Graph, Node, TensorType, Value, ops
 from qcompile.ir.proof import prove, prove_rescale
+from qcompile.ir.text import digest
 from qcompile.target import Layer, Lowered
 
 from ..c.text import Names
@@ -118,7 +119,7 @@ class _Network:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._constants: dict[str, Array] = {}
-        self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._known: dict[str, str] = {}
         self._constant_names = Names(["constant"])
         taken = Names([*keyword.kwlist, *keyword.softkwlist, "q", "graph"])
         self.names = {v: taken.fresh("x", v.name) for _, v in graph.inputs}
@@ -168,7 +169,7 @@ class _Network:
 
     def _named(self, data: Array, *name: str) -> str:
         """The name of a constant as a Python string; equal constants are one."""
-        key = (data.dtype.str, data.shape, data.tobytes())
+        key = digest(data)
         if key not in self._known:
             self._known[key] = self._constant_names.fresh("c", *name)
             self._constants[self._known[key]] = data

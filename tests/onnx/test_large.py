@@ -71,7 +71,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every matrix is large, and every one lies in a file."""
     monkeypatch.setattr(weights, "LARGE_BYTES", 1024)
     monkeypatch.setattr(weights, "FILED_BYTES", 1024)
-    monkeypatch.setattr(weights, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(weights, "BLOCK", 100)
     monkeypatch.setattr(folder, "LARGE_BYTES", 1024)
 
 
@@ -90,6 +90,34 @@ def test_pieces_give_what_the_whole_gives(most: int, monkeypatch: pytest.MonkeyP
     wanted = by_hand(x, model)
     np.testing.assert_array_equal(got["x"], x)
     for name in set(names) - {"x"}:
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("large")
+def test_a_piece_makes_the_weights_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporters put what becomes of constants in front: no piece hands over whole weights."""
+    monkeypatch.setattr(pieces, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
+    model = crossing()
+    front = []
+    for node in model.graph.node:
+        if node.op_type == "Gemm":
+            name = node.input[1]
+            front.append(helper.make_node("Neg", [name], [f"{name}.n"], f"{name}.n"))
+            front.append(helper.make_node("Neg", [f"{name}.n"], [f"{name}.nn"], f"{name}.nn"))
+            node.input[1] = f"{name}.nn"
+    nodes = [*front, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    shaped = ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True))
+    cut = pieces.pieces(shaped, ["g4", "w3.n"])
+    assert len(cut) == 5
+    handed = {n for piece in cut[1:] for n in piece.inputs}
+    assert handed <= {"h0", "h1", "g3", "g0", "g1", "g2", "s3", "h3", "w3.n"}
+    x = RNG.standard_normal((3, WIDTH)).astype(np.float32)
+    got = FloatSession(shaped, ["g4", "h2"], threads=1).run({"x": x})
+    wanted = by_hand(x, model)
+    for name in ("g4", "h2"):
         np.testing.assert_allclose(got[name], wanted[name], rtol=1e-4, atol=1e-4)
 
 

@@ -31,7 +31,8 @@ class Contents(Mapping[str, bytes]):
 
     def put(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
         """Add a file whose content comes in parts."""
-        self._held[name] = Scratch(parts)
+        put_away = self._held[name] = Scratch()
+        put_away.append(parts)
 
     def __getitem__(self, name: str) -> bytes:
         content = self._held[name]
@@ -45,7 +46,11 @@ class Contents(Mapping[str, bytes]):
 
 
 def _put_away(content: bytes) -> bytes | Scratch:
-    return content if len(content) < LARGE_BYTES else Scratch([content])
+    if len(content) < LARGE_BYTES:
+        return content
+    put_away = Scratch()
+    put_away.append([content])
+    return put_away
 
 
 def check(place: Path, force: bool) -> None:

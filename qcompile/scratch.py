@@ -1,31 +1,59 @@
-"""Bytes that are not needed just now, in a temporary file instead of memory."""
+"""Bytes that are not needed just now, in temporary files instead of memory."""
 
 from __future__ import annotations
 
+import mmap
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterable
 
 from qcompile.errors import BadInput
 
+FULL_BYTES = 1 << 30
+"""A file of many contents that is larger takes no more."""
+
 
 class Scratch:
-    """A temporary file (in TMPDIR) without a name, which is gone with this object; BadInput where it has no room."""
+    """A temporary file (in TMPDIR) without a name, which is gone with this object."""
 
-    def __init__(self, content: Iterable[bytes | memoryview]) -> None:
+    def __init__(self) -> None:
         self.file = tempfile.TemporaryFile(prefix="qcompile-")
+        self.size = 0
+        self._lock = threading.Lock()
         weakref.finalize(self, self.file.close)
-        try:
-            for part in content:
-                self.file.write(part)
-            self.file.flush()
-        except OSError as e:
-            where = tempfile.gettempdir()
-            raise BadInput(
-                f"there is no room for temporary files in {where}: {e}; set TMPDIR to a folder with more"
-            ) from e
+
+    def append(self, parts: Iterable[bytes | memoryview]) -> int:
+        """Where the parts, one after the other, begin: at a page; BadInput where there is no room."""
+        with self._lock:
+            start = -(-self.size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+            try:
+                self.file.seek(start)
+                for part in parts:
+                    self.file.write(part)
+                self.file.flush()
+                self.size = self.file.tell()
+            except OSError as e:
+                where = tempfile.gettempdir()
+                raise BadInput(
+                    f"there is no room for temporary files in {where}: {e}; set TMPDIR to a folder with more"
+                ) from e
+        return start
 
     def read(self) -> bytes:
         """All of it."""
-        self.file.seek(0)
-        return self.file.read()
+        with self._lock:
+            self.file.seek(0)
+            return self.file.read()
+
+
+_latest: list[weakref.ref[Scratch]] = []
+
+
+def common() -> Scratch:
+    """A file for many contents, so that these do not take a descriptor each; it lasts while one of them is held."""
+    found = _latest[-1]() if _latest else None
+    if found is None or found.size > FULL_BYTES:
+        found = Scratch()
+        _latest[:] = [weakref.ref(found)]
+    return found

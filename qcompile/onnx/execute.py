@@ -84,8 +84,9 @@ class FloatSession:
         """The computed values, piece after piece; what nobody needs any more is let go."""
         known = dict(fed)
         for i, piece in enumerate(self._pieces):
-            session = self._session or self._opened(piece)
-            known |= session.run({n: known[n] for n in piece.inputs})
+            fed = {n: known[n] for n in piece.inputs}
+            # nothing holds a piece's session when the next one's is opened
+            known |= (self._session or self._opened(piece)).run(fed)
             later = {n for p in self._pieces[i + 1 :] for n in p.inputs} | set(self._computed)
             known = {n: a for n, a in known.items() if n in later}
         return known

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qcompile.errors import Unsupported
-from qcompile.scratch import Scratch
+from qcompile.scratch import Scratch, common
 
 Array = NDArray[np.generic]
 _Number = TypeVar("_Number", bound=np.generic)
@@ -29,7 +29,7 @@ _Message = TypeVar("_Message", onnx.ModelProto, onnx.GraphProto)
 LARGE_BYTES = 1 << 20
 """Smaller weights stay in messages: shapes and indices among them settle what is inferred."""
 
-FILED_BYTES = 32 << 20
+FILED_BYTES = 8 << 20
 """Smaller weights are held in memory once they are read."""
 
 BLOCK = 1 << 20
@@ -61,7 +61,8 @@ def kept(array: Array, name: str) -> ir.TensorProtocol:
     whole = np.ascontiguousarray(array)
     if array.nbytes < FILED_BYTES:
         return ir.Tensor(whole, name=name)
-    return filed(Scratch([whole.data]), 0, array.shape, array.dtype, name)
+    place = common()
+    return filed(place, place.append([whole.data]), array.shape, array.dtype, name)
 
 
 def by_rows(

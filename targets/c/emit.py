@@ -62,6 +62,8 @@ def lower(
         )
     program = _Program(banded.graph, name, isa, kernels, hosted, placement.threads)
     made = program.files(vectors, placement, banded.pieces)
+    # its parts refer to each other, and packed weights should not wait for the collector
+    program.arrays.clear()
     return replace(made, bands=banded.count)
 
 

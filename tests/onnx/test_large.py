@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -232,8 +234,24 @@ def test_no_room_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
         def write(self, _: object) -> int:
             raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(scratch, "_latest", [])
     monkeypatch.setattr(scratch.tempfile, "TemporaryFile", lambda **_: Full())  # type: ignore[attr-defined]
     with pytest.raises(BadInput, match=r"No space left.*set TMPDIR"):
         weights.kept(np.zeros(weights.FILED_BYTES, np.int8), "w")
     with pytest.raises(BadInput, match=r"No space left.*set TMPDIR"):
         folder.Contents({"a": bytes(folder.LARGE_BYTES)})
+
+
+def test_many_weights_in_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "_latest", [])
+    monkeypatch.setattr(scratch, "FULL_BYTES", 40_000)
+    monkeypatch.setattr(weights, "FILED_BYTES", 1000)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    arrays = [RNG.integers(-128, 128, (50, 20 + i), np.int8) for i in range(40)]
+    tensors = [weights.kept(a, f"w{i}") for i, a in enumerate(arrays)]
+    for array, tensor in zip(arrays, tensors, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), array)
+    assert len(os.listdir("/proc/self/fd")) - before == 4
+    del tensors, tensor
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -51,6 +51,7 @@ _RULES: Mapping[str, Callable[[Expression], Made]] = {
     "GRU": recurrent.gru,
     "Gather": moves.gather,
     "Gemm": products.gemm,
+    "GlobalAveragePool": windows.global_average,
     "GlobalMaxPool": windows.global_max,
     "GroupNormalization": normal.group_norm,
     "InstanceNormalization": normal.instance_norm,
@@ -95,7 +96,9 @@ class Decompose:
         """Edit in place; say whether anything changed."""
         graph = model.graph
         editor, outputs = Editor(graph), [str(v.name) for v in graph.outputs]
-        changed = False
+        changed = normal.spelled_out(graph, editor)
+        if changed:
+            common.RemoveUnusedNodesPass()(model)
         for _ in range(_ROUNDS):
             if not any([_decomposed(node, editor) for node in list(graph)]):
                 break

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
+
+from qcompile.onnx.edit import Editor, constant, dims, operand
 
 from .expression import Expression, Floats
 from .reductions import gathered
@@ -110,11 +114,116 @@ def group_norm(e: Expression) -> ir.Value:
 def mean_variance(e: Expression) -> ir.Value:
     """MeanVarianceNormalization over any axes."""
     x = e.input(0)
+    rank = len(e.shape(x))
+    axes = sorted(a % rank for a in e.node.attributes.get_ints("axes") or (0, 2, 3))
+    return _along(e, x, axes, 1e-9)
+
+
+def _along(e: Expression, x: ir.Value, axes: list[int], epsilon: float) -> ir.Value:
     shape = e.shape(x)
-    axes = sorted(a % len(shape) for a in e.node.attributes.get_ints("axes") or (0, 2, 3))
     kept = [i for i in range(len(shape)) if i not in axes]
     rows, _ = gathered(e, x, axes)
-    y = standard(e, rows, 1e-9)
+    y = standard(e, rows, epsilon)
     order = [*kept, *axes]
     y = e.reshape(y, [shape[i] for i in order])
     return e.transpose(y, [order.index(i) for i in range(len(shape))])
+
+
+# --- as exporters spell it out ----------------------------------------------------------------------------------
+
+
+def spelled_out(graph: ir.Graph, editor: Editor) -> bool:
+    """Find (x - mean) / sqrt(variance + epsilon) and have a normalization stand for it; was there any?
+
+    Exporters of opsets before 17 write LayerNormalization like that. Left so, every one of its parts would be rounded.
+    """
+    found = False
+    for node in list(graph):
+        part = _spelled(node)
+        if part is None:
+            continue
+        e = Expression(node, editor)
+        rank = len(dims(part.x) or ())
+        axes = sorted({a % rank for a in part.axes}) if rank else []
+        if not axes or axes[0] == 0 or any(not isinstance(e.shape(part.x)[a], int) for a in axes):
+            continue
+        editor.replace(node, _along(e, part.x, axes, part.epsilon))
+        found = True
+    return found
+
+
+@dataclass(frozen=True)
+class _Spelled:
+    x: ir.Value
+    axes: tuple[int, ...]
+    epsilon: float
+
+
+def _spelled(node: ir.Node) -> _Spelled | None:
+    """What a node normalizes, if it is the last step of it."""
+    match node.op_type, list(node.inputs):
+        case "Div", [apart, deviation]:
+            root = _maker(deviation, "Sqrt")
+        case "Mul", [left, right]:
+            inverse, apart = _maker(left, "Reciprocal"), right
+            if inverse is None:
+                inverse, apart = _maker(right, "Reciprocal"), left
+            root = None if inverse is None else _maker(inverse.inputs[0], "Sqrt")
+        case _:
+            return None
+    added = None if root is None else _maker(root.inputs[0], "Add")
+    if added is None or node.domain:
+        return None
+    for variance, number in (added.inputs, added.inputs[::-1]):
+        epsilon = constant(number)
+        mean = _mean(variance)
+        if epsilon is None or epsilon.size != 1 or mean is None:
+            continue
+        squared, axes = mean
+        centered, base = _centered(apart), _centered(_root_of_square(squared))
+        if centered is not None and centered == base and centered[1] == axes:
+            return _Spelled(centered[0], axes, float(epsilon.reshape(-1)[0]))
+    return None
+
+
+def _maker(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, if it is of that type."""
+    node = None if value is None else value.producer()
+    return node if node is not None and (node.domain, node.op_type) == ("", op_type) else None
+
+
+def _mean(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """What a value is the mean of, and along which axes, which it keeps."""
+    node = _maker(value, "ReduceMean")
+    if node is None or not node.attributes.get_int("keepdims", 1):
+        return None
+    axes, x = constant(operand(node, 1)), node.inputs[0]
+    if axes is None or not axes.size or x is None:
+        return None
+    return x, tuple(int(a) for a in axes.reshape(-1))
+
+
+def _centered(value: ir.Value | None) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """X and the axes, of a value that is x minus its mean."""
+    node = _maker(value, "Sub")
+    mean = None if node is None else _mean(node.inputs[1])
+    if node is None or mean is None or node.inputs[0] is not mean[0]:
+        return None
+    return mean
+
+
+def _root_of_square(value: ir.Value) -> ir.Value | None:
+    """What is squared."""
+    node = value.producer()
+    if node is None or node.domain or len(node.inputs) != 2:
+        return None
+    x, other = node.inputs
+    power = constant(other)
+    if (
+        node.op_type == "Pow"
+        and power is not None
+        and power.size == 1
+        and power.reshape(-1)[0] == 2
+    ):
+        return x
+    return x if node.op_type == "Mul" and x is other else None

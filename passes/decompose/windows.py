@@ -143,6 +143,18 @@ def global_max(e: Expression) -> ir.Value:
     )
 
 
+def global_average(e: Expression) -> ir.Value | None:
+    """GlobalAveragePool over more than two axes -> over one of as many values."""
+    x = e.input(0)
+    shape = e.shape(x)
+    if len(shape) <= 4:
+        return None
+    count = math.prod(e.size(x, i) for i in range(2, len(shape)))
+    rows = e.reshape(x, (*shape[:2], count))
+    y = e.op("GlobalAveragePool", rows, shape=(*shape[:2], 1))
+    return e.reshape(y, (*shape[:2], *(1,) * (len(shape) - 2)))
+
+
 def conv(e: Expression) -> ir.Value | None:
     """Conv over three axes -> the planes under each tap of the first are channels of a Conv over two; others stay."""
     x, weight = e.input(0), constant(e.input(1))

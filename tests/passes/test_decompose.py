@@ -43,6 +43,8 @@ def network(
 def run(model: onnx.ModelProto, feeds: Mapping[str, Floats]) -> list[Floats]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    # its fusion of a spelled-out normalization (1.31) takes another epsilon
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, dict(feeds))
 
 
@@ -257,3 +259,74 @@ def test_operators_with_fixed_axes_follow_each_other_in_a_model_without_a_batch(
     x = numbers(0, 3, 2, 6, 6)
     made = check(network(nodes, {"x": x.shape}, {"w": numbers(1, 4, 3, 3, 3)}), {"x": x}, "nothing")
     assert [v.shape.dims for v in made.graph.inputs if v.shape] == [(1, 3, 2, 6, 6)]
+
+
+def test_the_mean_of_a_volume() -> None:
+    x = numbers(0, 2, 3, 2, 3, 4)
+    model = network([make_node("GlobalAveragePool", ["x"], ["y"])], {"x": x.shape}, {})
+    made = decomposed(model)
+    np.testing.assert_allclose(
+        run(ir.to_proto(made), {"x": x})[0], x.mean((2, 3, 4), keepdims=True), atol=1e-6
+    )
+    (pool,) = [n for n in made.graph if n.op_type == "GlobalAveragePool"]
+    assert pool.inputs[0] is not None
+    assert len(pool.inputs[0].shape or ()) == 3
+
+
+def spelled(axes: Sequence[int], square: str, end: str, keep: int = 1) -> list[onnx.NodeProto]:
+    """Layer normalization as exporters write it before opset 17."""
+    nodes = [
+        make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=keep),
+        make_node("Sub", ["x", "mean"], ["apart"]),
+    ]
+    pow_ = ["apart", "two"] if square == "Pow" else ["apart", "apart"]
+    nodes += [
+        make_node(square, pow_, ["square"]),
+        make_node("ReduceMean", ["square", "axes"], ["variance"], keepdims=keep),
+        make_node("Add", ["epsilon", "variance"], ["sum"]),
+        make_node("Sqrt", ["sum"], ["root"]),
+    ]
+    if end == "Div":
+        return [*nodes, make_node("Div", ["apart", "root"], ["n"])]
+    nodes.append(make_node("Reciprocal", ["root"], ["inverse"]))
+    return [*nodes, make_node("Mul", ["inverse", "apart"], ["n"])]
+
+
+@pytest.mark.parametrize("end", ["Div", "Mul"])
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+@pytest.mark.parametrize("axes", [[-1], [1], [1, 2], [2, -1]])
+def test_a_normalization_that_is_spelled_out(axes: list[int], square: str, end: str) -> None:
+    nodes = [
+        *spelled(axes, square, end),
+        make_node("Mul", ["n", "gamma"], ["scaled"]),
+        make_node("Add", ["scaled", "beta"], ["y"]),
+    ]
+    x = 3 * numbers(0, 2, 3, 4, 5) + 1
+    constants = {
+        "axes": np.array(axes), "two": np.float32(2), "epsilon": np.float32(0.1),
+        "gamma": numbers(1, 5), "beta": numbers(2, 5),
+    }  # fmt: skip
+    made = check(network(nodes, {"x": x.shape}, constants), {"x": x}, "Sqrt")
+    kinds = [n.op_type for n in made.graph]
+    assert kinds.count("LayerNormalization") == 1
+    assert not {"ReduceMean", "Pow", "Div", "MatMul", "Gemm", "Sub"} & set(kinds)
+
+
+@pytest.mark.parametrize("change", ["other axes", "other mean", "cubed", "batch"])
+def test_what_only_looks_like_a_normalization(change: str) -> None:
+    nodes = spelled([-1], "Pow", "Div")
+    constants: dict[str, NDArray[np.generic]] = {
+        "axes": np.array([0] if change == "batch" else [-1]),
+        "more": np.array([1]),
+        "two": np.asarray(np.float32(4.0 if change == "cubed" else 2.0)),
+        "epsilon": np.asarray(np.float32(0.1)),
+    }
+    if change == "other axes":
+        nodes[3].input[1] = "more"
+    if change == "other mean":
+        nodes.insert(0, make_node("Abs", ["x"], ["z"]))
+        nodes[1].input[0] = "z"
+    nodes[-1].output[0] = "y"
+    model = network(nodes, {"x": [2, 3, 4]}, constants)
+    made = decomposed(model)
+    assert "LayerNormalization" not in {n.op_type for n in made.graph}

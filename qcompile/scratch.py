@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import tempfile
 import threading
@@ -46,6 +47,18 @@ class Scratch:
             self.file.seek(0)
             return self.file.read()
 
+
+def give_back() -> None:
+    """From now on freed blocks of 1 MiB and more go back to the system at once, where the C library is glibc.
+
+    Its allocator learns from what is freed to keep blocks of up to 32 MiB in a heap, which one small block holds up.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_MMAP_THRESHOLD, 1 << 20)
+
+
+_MMAP_THRESHOLD = -3
+"""M_MMAP_THRESHOLD of glibc's malloc.h."""
 
 _latest: list[weakref.ref[Scratch]] = []
 

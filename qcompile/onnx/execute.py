@@ -122,6 +122,7 @@ class _Session:
         if not alone:
             # packed weights are a second copy, and a session that is opened for a few rows never earns it
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
         try:
             self._session = onnxruntime.InferenceSession(
                 proto.SerializeToString(),

@@ -11,9 +11,6 @@ from onnx import TensorProto, helper
 
 from qcompile.onnx import weights
 
-WHOLE_BYTES = 512 << 20
-"""A model with fewer bytes of large weights is one piece."""
-
 PIECE_BYTES = 64 << 20
 """A piece ends with the node that has its weights reach this."""
 
@@ -33,7 +30,7 @@ def pieces(model: ir.Model, names: Sequence[str]) -> list[Piece]:
     proto, large = weights.light(model)
     nested = any(a.HasField("g") or a.graphs for node in proto.graph.node for a in node.attribute)
     # codes become as many float32 numbers in onnxruntime
-    if nested or sum(4 * t.size for t in large.values()) < WHOLE_BYTES:
+    if nested or sum(4 * t.size for t in large.values()) < weights.WHOLE_BYTES:
         types = _types(proto.graph)
         shown = {v.name for v in proto.graph.output}
         proto.graph.output.extend(types[n] for n in names if n not in shown)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from qcompile.errors import Unsupported
-from qcompile.scratch import Scratch, common
+from qcompile.scratch import Scratch, common, give_back
 
 Array = NDArray[np.generic]
 _Number = TypeVar("_Number", bound=np.generic)
@@ -31,6 +31,9 @@ LARGE_BYTES = 1 << 20
 
 FILED_BYTES = 8 << 20
 """Smaller weights are held in memory once they are read."""
+
+WHOLE_BYTES = 512 << 20
+"""With fewer bytes of large weights, a model is run as a whole."""
 
 BLOCK = 1 << 20
 """Numbers of a large weight that are worked on at a time."""
@@ -98,7 +101,10 @@ def detachable(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 def detach(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
     """A copy without its large float32 weights, as inputs instead, and these weights by name; `model` stays whole."""
-    large = {t.name for t in detachable(model) if _whole(t)}
+    found = [t for t in detachable(model) if _whole(t)]
+    large = {t.name for t in found}
+    if sum(4 * math.prod(t.dims) for t in found) >= WHOLE_BYTES:
+        give_back()
     light = onnx.ModelProto()
     _copy(model, light, "graph")
     _copy(model.graph, light.graph, "initializer")

@@ -80,7 +80,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("most", [1, 3000, 5000, 1 << 20])
 def test_pieces_give_what_the_whole_gives(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(weights, "WHOLE_BYTES", 0)
     monkeypatch.setattr(pieces, "PIECE_BYTES", most)
     model = crossing()
     shaped = ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True))
@@ -98,7 +98,7 @@ def test_pieces_give_what_the_whole_gives(most: int, monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("large")
 def test_a_piece_makes_the_weights_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exporters put what becomes of constants in front: no piece hands over whole weights."""
-    monkeypatch.setattr(pieces, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(weights, "WHOLE_BYTES", 0)
     monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
     model = crossing()
     front = []

@@ -121,13 +121,13 @@ def output_sqnr(
     An output that is all 0 in float says nothing and is left out. Where the batch is fixed, rows of successive batches
     are joined to it, and those that fill none are not counted. BadInput where nothing is left to compare.
     """
-    from qcompile.onnx import integer
+    from qcompile.onnx import integer, weights
     from qcompile.onnx.exact import ExactSession
     from qcompile.onnx.execute import FloatSession
 
     outputs = [port.name for port, _ in graph.outputs]
     floats = FloatSession(model, outputs, threads)
-    exact = ExactSession(integer.export(graph), threads)
+    exact = ExactSession(b"".join(weights.streamed(*integer.written(graph))), threads)
     signal, noise = dict.fromkeys(outputs, 0.0), dict.fromkeys(outputs, 0.0)
     lead = max(value.type.shape[0] for _, value in graph.inputs)
     rows = 0

@@ -38,6 +38,9 @@ class Contents(Mapping[str, bytes]):
         content = self._held[name]
         return content if isinstance(content, bytes) else content.read()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._held)
 

@@ -158,14 +158,15 @@ def rounded_model(model: onnx_ir.Model, plan: QuantPlan) -> onnx_ir.Model:
     from qcompile.onnx.integer import fresh_name
 
     proto, stored = qdq.written(model, plan)
-    arrays = {
-        t.name: numpy_helper.to_array(t) for t in proto.graph.initializer if t.name not in stored
-    }
+    small = {t.name: t for t in proto.graph.initializer if t.name not in stored}
     large = dict(stored)
     constants: dict[str, NDArray[np.float32]] = {}
     nodes: list[onnx.NodeProto] = []
     taken = {v.name for v in proto.graph.input} | {t.name for t in proto.graph.initializer}
     taken.update(name for node in proto.graph.node for name in node.output)
+
+    def known(name: str) -> NDArray[np.generic]:
+        return stored[name].numpy() if name in stored else numpy_helper.to_array(small[name])
 
     def constant(hint: str, array: NDArray[np.generic]) -> str:
         name = fresh_name(hint, taken)
@@ -185,22 +186,22 @@ def rounded_model(model: onnx_ir.Model, plan: QuantPlan) -> onnx_ir.Model:
             continue
         source, scale, *rest = node.input
         out = node.output[0]
-        zeros = arrays[rest[0]] if rest else np.zeros_like(arrays[scale])
-        zero = constant(f"{out}.z", zeros)
+        steps = known(scale).astype(np.float64)
+        zeros = known(rest[0]) if rest else np.zeros_like(steps)
         if node.op_type == "QuantizeLinear":
-            held = np.iinfo(zeros.dtype)
+            held = np.iinfo(zeros.dtype.name)
             bounds = [
                 constant(f"{out}.{w}", np.array(x)) for w, x in (("lo", held.min), ("hi", held.max))
             ]
+            zero = constant(f"{out}.z", zeros)
             chain(source, out, ("Div", [scale]), ("Round", []), ("Add", [zero]), ("Clip", bounds))
-        elif source in arrays or source in large:
-            codes = large[source].numpy() if source in large else arrays[source]
+        elif source in small or source in stored:
+            codes = known(source)
             axis = {a.name: a.i for a in node.attribute}.get("axis", 1)
             row = [1] * codes.ndim
-            if arrays[scale].ndim:
+            if steps.ndim:
                 row[axis] = -1
-            step = arrays[scale].astype(np.float64).reshape(row)
-            values = _decoded(codes, zeros.astype(np.float64).reshape(row), step)
+            values = _decoded(codes, zeros.astype(np.float64).reshape(row), steps.reshape(row))
             if values.nbytes < weights.LARGE_BYTES:
                 constants[out] = values
             else:
@@ -208,7 +209,7 @@ def rounded_model(model: onnx_ir.Model, plan: QuantPlan) -> onnx_ir.Model:
         else:
             wide = fresh_name(f"{out}.codes", taken)
             nodes.append(helper.make_node("Cast", [source], [wide], to=onnx.TensorProto.FLOAT))
-            chain(wide, out, ("Sub", [zero]), ("Mul", [scale]))
+            chain(wide, out, ("Sub", [constant(f"{out}.z", zeros)]), ("Mul", [scale]))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     read = {n for node in nodes for n in node.input}

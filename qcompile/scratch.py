@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import tempfile
 import threading
 import weakref
@@ -16,36 +17,48 @@ FULL_BYTES = 1 << 30
 
 
 class Scratch:
-    """A temporary file (in TMPDIR) without a name, which is gone with this object."""
+    """A temporary file (in TMPDIR) without a name, gone with this object; BadInput where none can be made."""
 
     def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile(prefix="qcompile-")
+        try:
+            self._file = tempfile.TemporaryFile(prefix="qcompile-", buffering=0)
+        except OSError as e:
+            raise BadInput(_no_room(e)) from e
         self.size = 0
         self._lock = threading.Lock()
-        weakref.finalize(self, self.file.close)
+        weakref.finalize(self, self._file.close)
 
     def append(self, parts: Iterable[bytes | memoryview]) -> int:
         """Where the parts, one after the other, begin: at a page; BadInput where there is no room."""
         with self._lock:
-            start = -(-self.size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+            start = at = -(-self.size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
             try:
-                self.file.seek(start)
                 for part in parts:
-                    self.file.write(part)
-                self.file.flush()
-                self.size = self.file.tell()
+                    left = memoryview(part)
+                    while left:
+                        written = os.pwrite(self._file.fileno(), left, at)
+                        left, at = left[written:], at + written
             except OSError as e:
-                where = tempfile.gettempdir()
-                raise BadInput(
-                    f"there is no room for temporary files in {where}: {e}; set TMPDIR to a folder with more"
-                ) from e
+                raise BadInput(_no_room(e)) from e
+            self.size = at
         return start
+
+    def mapped(self, start: int, size: int) -> memoryview:
+        """What was appended at `start`, in memory as far as it is looked at."""
+        return memoryview(
+            mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ, offset=start)
+        )
 
     def read(self) -> bytes:
         """All of it."""
-        with self._lock:
-            self.file.seek(0)
-            return self.file.read()
+        return bytes(self.mapped(0, self.size)) if self.size else b""
+
+
+def _no_room(why: OSError) -> str:
+    where = tempfile.gettempdir()
+    return (
+        f"there is no room for temporary files in {where}: {why}; set TMPDIR to a folder with more"
+    )
 
 
 def give_back() -> None:
@@ -61,6 +74,8 @@ _MMAP_THRESHOLD = -3
 """M_MMAP_THRESHOLD of glibc's malloc.h."""
 
 _latest: list[weakref.ref[Scratch]] = []
+# a forked process would write where this one does
+os.register_at_fork(after_in_child=_latest.clear)
 
 
 def common() -> Scratch:

@@ -82,7 +82,7 @@ def quantize(
     log: Log = silent,
 ) -> Path:
     """Write the QDQ model (`qdq.onnx`) and the plan (`plan.toml`) to a folder, without any target."""
-    from qcompile.onnx import qdq
+    from qcompile.onnx import qdq, weights
 
     job = Job.checked(model, "x86", recipe, output, input_dims or {}, options or Options())
     folder.check(job.output, force)
@@ -92,8 +92,9 @@ def quantize(
     driver.calibrate(job, side, data, context)
     context.store.clear()
     with folder.staged(job.output) as place:
-        exported = qdq.export(side.model, side.plan).SerializeToString(deterministic=True)
-        folder.write(place, {"qdq.onnx": exported} | plans.files(side.plan))
+        files = folder.Contents(plans.files(side.plan))
+        files.put("qdq.onnx", weights.streamed(*qdq.written(side.model, side.plan)))
+        folder.write(place, files)
         folder.publish(place, job.output)
     return job.output
 

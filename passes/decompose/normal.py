@@ -181,6 +181,9 @@ def _spelled(node: ir.Node) -> _Spelled | None:
             continue
         squared, axes = mean
         centered, base = _centered(apart), _centered(_root_of_square(squared))
+        # a constant of more axes would give them to the result
+        if centered is not None and epsilon.ndim > len(dims(centered[0]) or ()):
+            continue
         if centered is not None and centered == base and centered[1] == axes:
             return _Spelled(centered[0], axes, float(epsilon.reshape(-1)[0]))
     return None
@@ -219,11 +222,6 @@ def _root_of_square(value: ir.Value) -> ir.Value | None:
         return None
     x, other = node.inputs
     power = constant(other)
-    if (
-        node.op_type == "Pow"
-        and power is not None
-        and power.size == 1
-        and power.reshape(-1)[0] == 2
-    ):
-        return x
+    if node.op_type == "Pow" and power is not None and power.size == 1:
+        return x if power.reshape(-1)[0] == 2 and power.ndim <= len(dims(x) or ()) else None
     return x if node.op_type == "Mul" and x is other else None

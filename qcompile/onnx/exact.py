@@ -14,11 +14,11 @@ from qcompile.ir import Array
 class ExactSession:
     """integer.onnx in onnxruntime on the CPU, all graph optimisations on, `threads` threads."""
 
-    def __init__(self, model: Path | onnx.ModelProto, threads: int = 1) -> None:
+    def __init__(self, model: Path | bytes | onnx.ModelProto, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        source = str(model) if isinstance(model, Path) else model.SerializeToString()
+        source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
         self._session = onnxruntime.InferenceSession(
             source, options, providers=["CPUExecutionProvider"]
         )

@@ -95,18 +95,23 @@ class FloatSession:
         return _Session(piece, self._threads, alone=len(self._pieces) == 1)
 
 
+_SCALED = ("QuantizeLinear", "DequantizeLinear")
+
+
 class _Session:
     """A piece in onnxruntime; large float32 weights are handed over where they lie, without a copy."""
 
     def __init__(self, piece: Piece, threads: int | None, alone: bool) -> None:
         proto = onnx.ModelProto()
         proto.CopyFrom(piece.proto)
+        # scales are folded away, and onnxruntime then misses what it was to share
+        read = {n for node in proto.graph.node if node.op_type not in _SCALED for n in node.input}
         self._shared: dict[str, onnxruntime.OrtValue] = {}
         for tensor in proto.graph.initializer:
             large = piece.large.get(tensor.name)
             if large is None:
                 continue
-            if large.dtype is ir.DataType.FLOAT:
+            if large.dtype is ir.DataType.FLOAT and tensor.name in read:
                 array = np.ascontiguousarray(large.numpy())
                 self._shared[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
             else:

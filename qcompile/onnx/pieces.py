@@ -41,11 +41,11 @@ def pieces(model: ir.Model, names: Sequence[str]) -> list[Piece]:
     wanted = set(names)
     for part in reversed(list(_parts(_groups(proto.graph), large))):
         gives = [n for node in part for n in node.output if n in wanted]
-        if not made:
-            gives += [n for n in names if n in {t.name for t in proto.graph.initializer}]
-        made.insert(0, _piece(proto, large, part, gives))
-        wanted |= set(made[0].inputs)
-    return made
+        if gives:
+            made.insert(0, _piece(proto, large, part, gives))
+            wanted |= set(made[0].inputs)
+    constants = {t.name for t in proto.graph.initializer} & set(names)
+    return [*made, *([_piece(proto, large, [], sorted(constants))] if constants else [])]
 
 
 def _groups(graph: onnx.GraphProto) -> list[list[onnx.NodeProto]]:

@@ -19,8 +19,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from qcompile.errors import Unsupported
-from qcompile.scratch import Scratch, common, give_back
+from qcompile.errors import BadInput, Unsupported
+from qcompile.scratch import common, give_back
 
 Array = NDArray[np.generic]
 _Number = TypeVar("_Number", bound=np.generic)
@@ -43,20 +43,30 @@ BLOCK = 1 << 20
 
 
 def filed(
-    file: Path | Scratch,
-    offset: int,
-    shape: tuple[int, ...],
-    dtype: np.dtype[np.generic],
-    name: str,
+    file: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[np.generic], name: str
 ) -> ir.TensorProtocol:
-    """Values in a file, which must stay as it is; every reading maps them anew and lets go of them after."""
+    """Values in a file; every reading maps them anew and lets go of them after, BadInput if it has changed."""
+    seen = _state(file)
 
     def read() -> ir.TensorProtocol:
-        place = file.file if isinstance(file, Scratch) else file
-        return ir.Tensor(np.asarray(np.memmap(place, dtype, "r", offset, shape)), name=name)
+        try:
+            mapped = np.memmap(file, dtype, "r", offset, shape)
+        except (OSError, ValueError) as e:
+            raise BadInput(f"tensor {name!r}: {str(file)!r} cannot be read any more: {e}") from e
+        if _state(file) != seen:
+            raise BadInput(f"tensor {name!r}: {str(file)!r} has changed since it was opened")
+        return ir.Tensor(np.asarray(mapped), name=name)
 
     kind = ir.DataType.from_numpy(dtype)
     return ir.LazyTensor(read, kind, ir.Shape(shape), name=name)
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def kept(array: Array, name: str) -> ir.TensorProtocol:
@@ -64,8 +74,15 @@ def kept(array: Array, name: str) -> ir.TensorProtocol:
     whole = np.ascontiguousarray(array)
     if array.nbytes < FILED_BYTES:
         return ir.Tensor(whole, name=name)
-    place = common()
-    return filed(place, place.append([whole.data]), array.shape, array.dtype, name)
+    place, shape, dtype = common(), array.shape, array.dtype
+    start = place.append([whole.reshape(-1).view(np.uint8).data])
+    size = array.nbytes
+
+    def read() -> ir.TensorProtocol:
+        mapped = np.frombuffer(place.mapped(start, size), dtype)
+        return ir.Tensor(mapped.reshape(shape), name=name)
+
+    return ir.LazyTensor(read, ir.DataType.from_numpy(dtype), ir.Shape(shape), name=name)
 
 
 def by_rows(
@@ -239,13 +256,14 @@ def streamed(
     first, last = _around(proto.graph, "initializer")
     total = len(first) + sum(len(h) for h in heads) + len(last)
     total += sum(large[t.name].nbytes for t in proto.graph.initializer if t.name in large)
-    if total > MAX_BYTES:
+    before, after = _around(proto, "graph")
+    before += _tag(proto, "graph", total)
+    if (size := len(before) + total + len(after)) > MAX_BYTES:
         raise Unsupported(
-            f"the exported ONNX files would have {total} bytes, and no message of ONNX may have more than {MAX_BYTES}; "
+            f"the exported ONNX files would have {size} bytes, and no message of ONNX may have more than {MAX_BYTES}; "
             "give the model in parts, or with fewer bits for its weights"
         )
-    before, after = _around(proto, "graph")
-    yield before + _tag(proto, "graph", total) + first
+    yield before + first
     for tensor, head in zip(proto.graph.initializer, heads, strict=True):
         yield head
         if tensor.name in large:

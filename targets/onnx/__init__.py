@@ -64,9 +64,9 @@ class OnnxFile:
                 raise BadInput(f"{flag} is not for {self.name}: onnxruntime places the data")
         files: dict[str, bytes] = {}
         if self.name == "onnx":
-            from qcompile.onnx import integer
+            from qcompile.onnx import integer, weights
 
-            files[_INTEGER] = integer.export(graph).SerializeToString(deterministic=True)
+            files[_INTEGER] = b"".join(weights.streamed(*integer.written(graph)))
         return Lowered(
             files=files,
             arena_bytes=0,

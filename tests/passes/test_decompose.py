@@ -312,7 +312,7 @@ def test_a_normalization_that_is_spelled_out(axes: list[int], square: str, end: 
     assert not {"ReduceMean", "Pow", "Div", "MatMul", "Gemm", "Sub"} & set(kinds)
 
 
-@pytest.mark.parametrize("change", ["other axes", "other mean", "cubed", "batch"])
+@pytest.mark.parametrize("change", ["other axes", "other mean", "cubed", "batch", "epsilon", "two"])
 def test_what_only_looks_like_a_normalization(change: str) -> None:
     nodes = spelled([-1], "Pow", "Div")
     constants: dict[str, NDArray[np.generic]] = {
@@ -326,6 +326,9 @@ def test_what_only_looks_like_a_normalization(change: str) -> None:
     if change == "other mean":
         nodes.insert(0, make_node("Abs", ["x"], ["z"]))
         nodes[1].input[0] = "z"
+    if change in ("epsilon", "two"):
+        # one number of more axes than x gives the result as many
+        constants[change] = constants[change].reshape(1, 1, 1, 1)
     nodes[-1].output[0] = "y"
     model = network(nodes, {"x": [2, 3, 4]}, constants)
     made = decomposed(model)

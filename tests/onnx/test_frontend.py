@@ -219,6 +219,17 @@ def test_external_data_in_attributes(tmp_path: Path) -> None:
         frontend.load(path)
 
 
+def test_external_data_in_what_functions_take_by_default(tmp_path: Path) -> None:
+    tensor = external("../secret").graph.initializer[0]
+    model = build([make_node("Relu", ["x"], ["y"])], {"x": ["N", 4]})
+    function = model.functions.add(name="f", domain="d")
+    function.attribute_proto.append(onnx.helper.make_attribute("w", tensor))
+    path = place(tmp_path / "m", model)
+    (tmp_path / "secret").write_bytes(WEIGHTS.tobytes())
+    with pytest.raises(BadInput, match="outside the model's folder"):
+        frontend.load(path)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 

@@ -71,7 +71,8 @@ def _state(file: Path) -> tuple[int, int, int]:
 
 def kept(array: Array, name: str) -> ir.TensorProtocol:
     """The values as a tensor, which holds them in memory or in a temporary file; BadInput without room for one."""
-    whole = np.ascontiguousarray(array)
+    # `ascontiguousarray` gives a scalar an axis
+    whole = np.asarray(array, order="C")
     if array.nbytes < FILED_BYTES:
         return ir.Tensor(whole, name=name)
     place, shape, dtype = common(), array.shape, array.dtype

@@ -22,7 +22,7 @@ from qcompile.cli import main
 from qcompile.errors import ToolchainMissing, VerificationMismatch
 from qcompile.job import Job
 from qcompile.measure import restricted, rounded_model
-from qcompile.onnx import qdq
+from qcompile.onnx import qdq, weights
 from qcompile.options import Options
 from qcompile.pipeline import Context
 from qcompile.report import tables
@@ -312,12 +312,14 @@ def built(models: Path, **options: Any) -> driver.Build:
     return driver.build(job, folder / "calib.toml", Context())
 
 
+@pytest.mark.parametrize("block", [7, weights.BLOCK])
 @pytest.mark.parametrize(
     "options", [{}, {"weights": "int4", "activations": "int4", "per_channel": False}]
 )
 def test_the_float_form_equals_quantize_and_dequantize(
-    models: Path, options: dict[str, Any]
+    models: Path, options: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(weights, "BLOCK", block)
     made = built(models, **options)
     side, rows = made.floats, made.data.rows(16)
     some = {n for i, n in enumerate(side.plan.quantizers) if i % 2}

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 import qcompile
 from qcompile import folder, scratch
 from qcompile.errors import BadInput, Unsupported
+from qcompile.ir import ops, proof
 from qcompile.onnx import frontend, pieces, reader, weights
 from qcompile.onnx.execute import FloatSession
 
@@ -168,12 +169,13 @@ def test_compiling_with_weights_in_files_gives_the_same_bytes(
         return common()
 
     monkeypatch.setattr(weights, "common", counted)
-    small = qcompile.compile(model, "x86", x, output=tmp_path / "files")
+    small = qcompile.compile(model, "x86", x, "fast", tmp_path / "files")
     assert len(opened) >= 5
     opened.clear()
     monkeypatch.setattr(weights, "FILED_BYTES", 1 << 30)
+    monkeypatch.setattr(weights, "BLOCK", 1 << 30)
     monkeypatch.setattr(folder, "LARGE_BYTES", 1 << 30)
-    whole = qcompile.compile(model, "x86", x, output=tmp_path / "memory")
+    whole = qcompile.compile(model, "x86", x, "fast", tmp_path / "memory")
     assert not opened
     one, two = (json.loads((a.folder / "manifest.json").read_text()) for a in (small, whole))
     assert one["files"] == two["files"]
@@ -337,3 +339,23 @@ def test_many_weights_in_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(os.listdir("/proc/self/fd")) - before == 4
     del tensors, tensor
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("most", [1, 7, 50, 1 << 20])
+def test_products_and_bounds_by_rows(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_BLOCK", most)
+    monkeypatch.setattr(proof, "_BLOCK", most)
+    w = RNG.integers(-128, 128, (9, 5), np.int8)
+    w[:2] = -128
+    b = RNG.integers(-(2**20), 2**20, 9, np.int32)
+    for top in (127, 32767):
+        x = RNG.integers(-top - 1, top + 1, (4, 5), np.int64).astype(np.int16)
+        sums = [
+            [sum(p * q for p, q in zip(r, c, strict=True)) for c in w.tolist()] for r in x.tolist()
+        ]
+        assert ops._exact_matmul(x, w).tolist() == sums
+        bounds = [
+            abs(c) + sum(map(abs, row)) * (top + 1)
+            for row, c in zip(w.tolist(), b.tolist(), strict=True)
+        ]
+        assert proof.product_bound(w, b, -top - 1, top).tolist() == bounds

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Literal, get_args
 
@@ -18,13 +18,16 @@ from qcompile.formats import Int
 from qcompile.onnx.edit import constant
 from qcompile.onnx.execute import FloatSession
 from qcompile.pipeline import Context
-from qcompile.plan import Kind, Quantizer, QuantPlan, Slot, affine
+from qcompile.plan import Kind, Quantizer, QuantPlan, Slot, affine, has_range
 
 from .histogram import Histogram, NotFinite, Statistics
 from .lattice import Distinct, lattice
 from .ranges import HISTOGRAM_METHODS, METHODS, Method, choose
 
 WeightsRange = Literal["minmax", "mse"]
+
+_ZEROS = 2.0**-24
+"""The scale of weights that are all 0: `widen` enlarges what is too fine for a bias, but never refines."""
 
 # What these make of a value lies within its range; Concat needs all its operands known.
 _MOVES = frozenset(
@@ -112,6 +115,7 @@ class Calibrate:
             if plan.slots[tensor].kind is Kind.INPUT and names == (tensor,)
         }
         self._collect(model, statistics, distinct, context)
+        zeros: list[Slot] = []
         for tensor, names in wanted.items():
             slot = plan.slots[tensor]
             quantizer = lattice(distinct[tensor], slot.format) if tensor in distinct else None
@@ -121,7 +125,10 @@ class Calibrate:
                 ranges = [self._range(statistics[name], slot) for name in names]
                 lo, hi = min(r[0] for r in ranges), max(r[1] for r in ranges)
                 quantizer = affine(lo, hi, slot.format)
+                if not has_range(lo, hi):
+                    zeros.append(slot)
             plan.quantizers[tensor] = quantizer
+        _settle_zeros(zeros, plan)
         return True
 
     def _method(self, slot: Slot) -> Method:
@@ -184,12 +191,27 @@ class Calibrate:
         return Quantizer(slot.format, scales, (0,) * len(scales), slot.axis)
 
 
+def _settle_zeros(zeros: Sequence[Slot], plan: QuantPlan) -> None:
+    """A tensor that is 0 on all samples has the finest scale of the others: no sum becomes coarse for it."""
+    silent = {slot.tensor for slot in zeros}
+    scales = [
+        q.scale[0]
+        for name, q in plan.quantizers.items()
+        if name not in silent and plan.slots[name].kind is not Kind.WEIGHT
+    ]
+    for slot in zeros:
+        plan.quantizers[slot.tensor] = replace(
+            plan.quantizers[slot.tensor], scale=(min(scales, default=1.0),)
+        )
+
+
 def symmetric_scales(
     weights: NDArray[np.generic], axis: int | None, fmt: Int, range_: WeightsRange
 ) -> tuple[float, ...]:
     """The scales, per channel of `axis`, at which zero is code 0 and the range of the weights fits `fmt`.
 
-    A channel of zeros has the largest scale of the others. mse: least squared error over clipped ranges.
+    A channel of zeros has the largest scale of the others; zeros alone have one so fine that no sum or bias becomes
+    coarse for their sake. mse: least squared error over clipped ranges.
     """
     by_channel = weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0)
     rows: NDArray[np.float32] = by_channel.reshape(len(by_channel), -1).astype(
@@ -213,7 +235,7 @@ def symmetric_scales(
 
 def _storable(scales: NDArray[np.float64]) -> NDArray[np.float64]:
     """Positive float32 numbers."""
-    largest = scales.max(initial=0.0) or 1.0
+    largest = scales.max(initial=0.0) or _ZEROS
     scales = np.where(scales > 0.0, scales, largest)
     return np.maximum(scales.astype(np.float32), np.finfo(np.float32).tiny).astype(np.float64)
 

@@ -62,6 +62,7 @@ def _elementary(node: ir.Node, name: str | None) -> Callable[..., Real]:
         "Acos": c.acos,
         "Acosh": c.acosh,
         "Add": lambda x, y: x + y,
+        "And": lambda x, y: x and y,
         "Asin": c.asin,
         "Asinh": c.asinh,
         "Atan": c.atan,
@@ -71,10 +72,12 @@ def _elementary(node: ir.Node, name: str | None) -> Callable[..., Real]:
             max(x, zero) + min(zero, number("alpha", 1) * c.expm1(x / number("alpha", 1)))
         ),
         "Clip": clip,
+        "Cast": _cast(node),
         "Cos": c.cos,
         "Cosh": c.cosh,
         "Div": lambda x, y: x / y,
         "Elu": lambda x: x if x >= 0 else number("alpha", 1) * c.expm1(x),
+        "Equal": lambda x, y: x == y,
         "Erf": c.erf,
         "Exp": c.exp,
         "Floor": c.floor,
@@ -84,16 +87,22 @@ def _elementary(node: ir.Node, name: str | None) -> Callable[..., Real]:
             if "approximate" in node.attributes
             else "none",
         ),
+        "Greater": lambda x, y: x > y,
+        "GreaterOrEqual": lambda x, y: x >= y,
         "HardSigmoid": lambda x: clip(number("alpha", 0.2) * x + number("beta", 0.5), zero, one),
         "HardSwish": lambda x: x * clip(x * sixth + one / 2, zero, one),
         "Identity": lambda x: x,
         "LeakyRelu": lambda x: x if x >= 0 else number("alpha", 0.01) * x,
+        "Less": lambda x, y: x < y,
+        "LessOrEqual": lambda x, y: x <= y,
         "Log": c.log,
         "Max": lambda *xs: max(xs),
         "Min": lambda *xs: min(xs),
         "Mish": lambda x: x * c.tanh(_softplus(x)),
         "Mul": lambda x, y: x * y,
         "Neg": lambda x: -x,
+        "Not": lambda x: not x,
+        "Or": lambda x, y: x or y,
         "PRelu": lambda x, slope: x if x >= 0 else slope * x,
         "Pow": _power,
         "Reciprocal": lambda x: 1 / x,
@@ -119,6 +128,8 @@ def _elementary(node: ir.Node, name: str | None) -> Callable[..., Real]:
         "Tan": c.tan,
         "Tanh": c.tanh,
         "ThresholdedRelu": lambda x: x if x > number("alpha", 1) else zero,
+        "Where": lambda condition, x, y: x if condition else y,
+        "Xor": lambda x, y: bool(x) != bool(y),
     }
     if node.op_type not in table:
         raise Unsupported(
@@ -131,6 +142,13 @@ def _shrink(x: Real, lambd: Real, bias: Real) -> Real:
     if x < -lambd:
         return x + bias
     return x - bias if x > lambd else _CONTEXT.mpf(0)
+
+
+def _cast(node: ir.Node) -> Callable[[Real], Real]:
+    to = ir.DataType(node.attributes.get_int("to", ir.DataType.FLOAT))
+    if to == ir.DataType.BOOL:
+        return bool
+    return _CONTEXT.mpf if to.is_floating_point() else lambda x: _CONTEXT.mpf(int(x))
 
 
 def _undefined(what: str) -> Real:
@@ -157,10 +175,26 @@ def meaning(model: ir.Model, node: ir.Node) -> Callable[[Real], Real]:
         known = numbers | {function.inputs[0]: x}
         for inner, step in steps:
             args = [None if v is None else known[v] for v in inner.inputs]
-            known[inner.outputs[0]] = step(*args)
-        return known[function.outputs[0]]
+            known[inner.outputs[0]] = _applied(inner.op_type, step, args)
+        y = known[function.outputs[0]]
+        if isinstance(y, Exception):
+            raise y
+        return y
 
     return evaluate
+
+
+def _applied(op_type: str, step: Callable[..., Real], args: Sequence[Real]) -> Real:
+    """What a step makes of its operands, or why that is undefined; a Where does not mind what it does not choose."""
+    if op_type == "Where" and not isinstance(args[0], Exception):
+        return step(*args)
+    undefined = next((a for a in args if isinstance(a, Exception)), None)
+    if undefined is not None:
+        return undefined
+    try:
+        return step(*args)
+    except (ValueError, ZeroDivisionError, TypeError) as e:
+        return e
 
 
 def unary(model: ir.Model, node: ir.Node, xs: Sequence[Real]) -> list[Real]:

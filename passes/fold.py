@@ -3,6 +3,7 @@
     1. Pad(0) -> Conv                 the Conv pads
     2. Conv/Gemm/MatMul -> affine     W' = s W, b' = s b + t
     3. affine -> Conv/Gemm/MatMul     W' = W s, b' = b + W t; with t != 0 only if the Conv does not pad
+    4. affine with s = 1, t = 0       nothing
 
 An affine node is y = s x + t with constants per channel or per tensor: BatchNormalization (Jacob et al.
 2018, section 3.2), or Add, Sub, Mul, Div with one constant operand.
@@ -108,7 +109,7 @@ def _forget(graph: ir.Graph) -> None:
 
 
 def _sweep(graph: ir.Graph, editor: Editor) -> bool:
-    pads = [fold_pad(node, editor) for node in list(graph)]
+    pads = [fold_pad(node, editor) or drop(node, editor) for node in list(graph)]
     after = [fold_into_producer(node, editor) for node in list(graph)]
     before = [fold_into_consumers(node, editor) for node in reversed(list(graph))]
     return any(pads) or any(after) or any(before)
@@ -179,6 +180,17 @@ def _with_constant(node: ir.Node) -> Affine | None:
             return Affine(x, c, zero, axis)
         case _:
             return Affine(x, 1 / c, zero, axis) if a is None and np.all(c) else None
+
+
+def drop(node: ir.Node, editor: Editor) -> bool:
+    """Rule 4; exporters write biases that were never trained."""
+    a = affine(node)
+    if a is None or np.any(a.scale != 1) or np.any(a.shift):
+        return False
+    first = node.inputs[0]
+    if first is not None and first is not a.x:
+        set_inputs(node, {0: a.x, 1: first})
+    return editor.bypass(node)
 
 
 def fold_into_producer(node: ir.Node, editor: Editor) -> bool:

@@ -84,10 +84,14 @@ def _is_float32(x: float) -> bool:
 def affine(lo: float, hi: float, fmt: Int) -> Quantizer:
     """The asymmetric quantizer whose codes cover [lo, hi] and 0: scale (hi - lo) / (levels - 1), or 1 for [0, 0]."""
     lo, hi = min(float(lo), 0.0), max(float(hi), 0.0)
-    # a tensor that is 0 on all samples has no range; any scale holds 0, and 1 keeps later ratios ordinary
-    scale = float(np.float32((hi - lo) / (fmt.levels - 1))) if hi - lo > 1e-30 else 1.0
+    scale = float(np.float32((hi - lo) / (fmt.levels - 1))) if has_range(lo, hi) else 1.0
     zero = int(np.clip(np.rint(fmt.lo - lo / scale), fmt.lo, fmt.hi))
     return Quantizer(fmt, (scale,), (zero,))
+
+
+def has_range(lo: float, hi: float) -> bool:
+    """Is a tensor within [lo, hi] ever anything but 0, so that it takes a certain scale to hold it?"""
+    return max(hi, 0.0) - min(lo, 0.0) > 1e-30
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,36 +17,11 @@ from qcompile.ir import Graph
 from qcompile.npz import open_arrays
 from qcompile.onnx import frontend
 from tests.fuzz import chain, readers
+from tests.fuzz.chain import agrees
 from tests.fuzz.networks import Network
-from tests.oracle import build, execute
+from tests.oracle import build
 
 Array = NDArray[np.float32]
-
-
-def agrees(
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Mapping[str, Sequence[int | str]],
-    weights: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("y",),
-    recipe: str = "fast",
-    share: float = 0.03,
-) -> None:
-    """Every output of the integer graph is within a share of its range of what onnxruntime makes of the model."""
-    rng = np.random.default_rng(0)
-    model = build(nodes, inputs, {k: np.asarray(v) for k, v in (weights or {}).items()}, outputs)
-    samples = {
-        n: rng.normal(size=[d if isinstance(d, int) else 2 for d in shape]).astype(np.float32)
-        for n, shape in inputs.items()
-    }
-    graph = chain.compiled(Network(model, samples, recipe, {}, ()))
-    assert isinstance(graph, Graph), graph
-    ranked = {p.name: v.type.shape for p, v in graph.inputs}
-    fed = {n: a if a.ndim == len(ranked[n]) else a[None] for n, a in samples.items()}
-    results = border.decode(graph, graph.run(border.encode(graph, fed)))
-    for name, wanted in zip(outputs, execute(model, samples), strict=True):
-        got = results[name].reshape(wanted.shape)
-        worst = np.abs(got - wanted).max(initial=0.0)
-        assert worst <= share * max(float(np.ptp(wanted)), 1e-3), f"{name} is off by {worst}"
 
 
 # --- networks ---------------------------------------------------------------------------------------------------

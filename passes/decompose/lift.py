@@ -42,8 +42,9 @@ def _mixes(node: ir.Node) -> bool:
     shape = dims(node.outputs[0])
     if node.domain or shape is None:
         return False
-    a, x = node.attributes, node.inputs[0] if node.inputs else None
-    before = dims(x)
+    a = node.attributes
+    # a constant may stand in front of what is computed
+    before = dims(next((v for v in node.inputs if v is not None and constant(v) is None), None))
     if len(shape) < 2 or before is None or len(before) < 2:
         return True
     match node.op_type:

@@ -35,7 +35,8 @@ def reads(node: ir.Node) -> bool:
 def moved(e: Expression) -> ir.Value | None:
     """What stands for a node that reads turned tensors: its like on the samples in front, then the Transpose."""
     rule = None if e.node.domain or len(e.node.outputs) != 1 else _RULES.get(e.node.op_type)
-    turn = _turn(e.node.inputs[0]) if rule is not None and e.node.inputs else None
+    first = next((v for v in e.node.inputs if v is not None and constant(v) is None), None)
+    turn = None if rule is None else _turn(first)
     return None if rule is None or turn is None else rule(e, *turn)
 
 
@@ -81,6 +82,8 @@ def _concat(e: Expression, x: ir.Value, perm: Sequence[int]) -> ir.Value | None:
 
 def _same(e: Expression, x: ir.Value, perm: Sequence[int]) -> ir.Value | None:
     """An operator that works element by element, or along the last axis by a constant."""
+    if e.node.op_type == "MatMul" and constant(e.input(1)) is None:
+        return None
     operands: list[ir.Value | None] = []
     for value in e.node.inputs:
         turn, array = _turn(value), constant(value)

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qcompile import driver, pipeline
+from qcompile import border, driver, pipeline
 from qcompile.data import InputSpec
 from qcompile.errors import BadInput, Unsupported
 from qcompile.ir import Graph
@@ -25,6 +25,7 @@ from qcompile.options import Options
 from tests.fuzz.networks import Network
 from tests.fuzz.readers import sentence
 from tests.native import check
+from tests.oracle import build, execute
 
 Array = NDArray[np.generic]
 
@@ -58,6 +59,33 @@ def _fitting(samples: Mapping[str, Array], inputs: Sequence[InputSpec]) -> dict[
         made[spec.name] = given if fits else np.resize(given, (spec.shape[0] or 1, *rest))
     rows = min(map(len, made.values()))
     return {name: a[:rows] for name, a in made.items()}
+
+
+def agrees(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, Sequence[int | str]],
+    weights: Mapping[str, object] | None = None,
+    outputs: Sequence[str] = ("y",),
+    recipe: str = "fast",
+    share: float = 0.03,
+    options: Mapping[str, str] | None = None,
+) -> None:
+    """Every output of the integer graph is within a share of its range of what onnxruntime makes of the model."""
+    rng = np.random.default_rng(0)
+    model = build(nodes, inputs, {k: np.asarray(v) for k, v in (weights or {}).items()}, outputs)
+    samples = {
+        n: rng.normal(size=[d if isinstance(d, int) else 2 for d in shape]).astype(np.float32)
+        for n, shape in inputs.items()
+    }
+    graph = compiled(Network(model, samples, recipe, dict(options or {}), ()))
+    assert isinstance(graph, Graph), graph
+    ranked = {p.name: v.type.shape for p, v in graph.inputs}
+    fed = {n: a if a.ndim == len(ranked[n]) else a[None] for n, a in samples.items()}
+    results = border.decode(graph, graph.run(border.encode(graph, fed)))
+    for name, wanted in zip(outputs, execute(model, samples), strict=True):
+        got = results[name].reshape(wanted.shape)
+        worst = np.abs(got - wanted).max(initial=0.0)
+        assert worst <= share * max(float(np.ptp(wanted)), 1e-3), f"{name} is off by {worst}"
 
 
 def equal_in_c(graphs: Sequence[Graph]) -> None:

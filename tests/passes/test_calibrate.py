@@ -238,7 +238,7 @@ def test_weights_are_symmetric_per_channel_or_per_tensor() -> None:
 def test_the_whole_range_of_a_format_is_used_and_zero_channels_are_harmless() -> None:
     w = np.float32([[-8, 7, 0], [-4, 1, 0], [1, 3.5, 0], [0, 0, 0]])
     assert symmetric_scales(w, 0, Int(4), "minmax") == (1.0, 0.5, 0.5, 1.0)
-    assert symmetric_scales(np.zeros((2, 2), np.float32), 0, NARROW, "minmax") == (1.0, 1.0)
+    assert symmetric_scales(np.zeros((2, 2), np.float32), 0, NARROW, "minmax") == (2**-24,) * 2
     tiny = np.float32([[1e-45], [1.0]])
     assert all(np.float32(s) > 0 for s in symmetric_scales(tiny, 0, NARROW, "mse"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -24,7 +25,7 @@ from qcompile.passes import exact
 from qcompile.passes.canonicalize import Canonicalize
 from qcompile.passes.fold import Fold
 from qcompile.passes.layers import TABLES, Table, partition
-from qcompile.passes.outline import Outline
+from qcompile.passes.outline import ELEMENTWISE, Outline
 from qcompile.pipeline import Context
 from qcompile.plan import QuantPlan
 from tests.oracle import build, execute
@@ -153,6 +154,76 @@ CHAINS: dict[str, tuple[list[onnx.NodeProto], Reals, Callable[[Reals], Reals]]] 
     "sin, cos": (chained("Sin", "Cos"), ALL, lambda x: np.cos(np.sin(x))),
     "sign": (chained("Sign", "Tanh"), ALL, lambda x: np.tanh(np.sign(x))),
 }
+
+
+def steps(*lines: str) -> list[onnx.NodeProto]:
+    """`y = Where(g, x, c)` line by line; `Cast(g) 1` is to float."""
+    made = []
+    for line in lines:
+        output, op, inputs, to = re.fullmatch(r"(\w+) = (\w+)\((.*)\) ?(\d*)", line).groups()  # type: ignore[union-attr]
+        more = {"to": int(to)} if to else {}
+        made.append(make_node(op, inputs.split(", "), [output], name=output, **more))
+    return made
+
+
+CHOICES: dict[str, tuple[list[onnx.NodeProto], dict[str, float], Callable[[Reals], Reals]]] = {
+    "softplus as PyTorch writes it": (
+        steps("s = Softplus(x)", "g = Greater(x, c)", "y = Where(g, x, s)"), {"c": 1.5},
+        lambda x: np.where(x > 1.5, x, np.logaddexp(0, x)),
+    ),
+    "at least": (
+        steps("g = GreaterOrEqual(x, c)", "y = Where(g, x, d)"), {"c": 1.5, "d": -1.0},
+        lambda x: np.where(x >= 1.5, x, -1.0),
+    ),
+    "less": (
+        steps("g = Less(x, c)", "y = Where(g, d, x)"), {"c": 1.5, "d": -1.0},
+        lambda x: np.where(x < 1.5, -1.0, x),
+    ),
+    "at most": (
+        steps("g = LessOrEqual(x, c)", "y = Where(g, d, x)"), {"c": 1.5, "d": -1.0},
+        lambda x: np.where(x <= 1.5, -1.0, x),
+    ),
+    "equal": (
+        steps("g = Equal(x, c)", "y = Where(g, d, x)"), {"c": 1.5, "d": 9.0},
+        lambda x: np.where(x == 1.5, 9.0, x),
+    ),
+    "within": (
+        steps("g = Greater(x, d)", "h = Less(x, c)", "b = And(g, h)", "t = Tanh(x)", "y = Where(b, x, t)"),
+        {"c": 1.5, "d": -1.0}, lambda x: np.where((x > -1) & (x < 1.5), x, np.tanh(x)),
+    ),
+    "without": (
+        steps("g = Less(x, d)", "h = Greater(x, c)", "b = Or(g, h)", "n = Not(b)", "t = Tanh(x)", "y = Where(n, t, x)"),
+        {"c": 1.5, "d": -1.0}, lambda x: np.where((x < -1) | (x > 1.5), x, np.tanh(x)),
+    ),
+    "one of two": (
+        steps("g = Greater(x, d)", "h = Greater(x, c)", "b = Xor(g, h)", "t = Tanh(x)", "y = Where(b, x, t)"),
+        {"c": 1.5, "d": -1.0}, lambda x: np.where((x > -1) & (x <= 1.5), x, np.tanh(x)),
+    ),
+    "a mask": (
+        steps("g = Greater(x, c)", "f = Cast(g) 1", "y = Mul(x, f)"), {"c": 1.5},
+        lambda x: x * (x > 1.5),
+    ),
+    "whole numbers": (
+        steps("i = Cast(x) 6", "f = Cast(i) 1", "y = Sub(x, f)"), {}, lambda x: x - np.trunc(x),
+    ),
+    "not nothing": (
+        steps("f = Floor(x)", "b = Cast(f) 9", "y = Where(b, x, c)"), {"c": 0.25},
+        lambda x: np.where(np.floor(x) != 0, x, 0.25),
+    ),
+    "undefined where it is not chosen": (
+        steps(
+            "l = Log(x)", "q = Sqrt(x)", "r = Div(c, x)", "a = Sum(l, q, r)", "g = Greater(x, d)", "y = Where(g, a, x)"
+        ),
+        {"c": 1.5, "d": 0.25},
+        lambda x: np.where(x > 0.25, np.log(np.abs(x) + 1e-30) + np.sqrt(np.abs(x)) + 1.5 / np.where(x, x, 1), x),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(name: str) -> None:
+    nodes, constants, f = CHOICES[name]
+    check(nodes, constants, ALL, f)
 
 
 def check(
@@ -284,6 +355,10 @@ UNDEFINED: dict[str, tuple[list[onnx.NodeProto], dict[str, float], float]] = {
     "order of complex numbers": (
         [make_node("Log", ["x"], ["m"]), make_node("Max", ["m", "c"], ["y"], name="it")], {"c": 0.5}, -0.5,
     ),
+    "chosen though undefined": (steps("l = Log(x)", "g = Less(x, c)", "y = Where(g, l, x)"), {"c": 0.5}, -0.5),
+    "choice by what is undefined": (
+        steps("r = Reciprocal(x)", "g = Less(r, c)", "y = Where(g, x, c)"), {"c": 0.5}, 0.0,
+    ),
 }  # fmt: skip
 
 
@@ -311,11 +386,13 @@ def test_clipping_the_input_helps_as_the_sentence_says() -> None:
     assert min(row) == round(np.log(0.5) * 100)
 
 
-def test_operator_without_meaning_is_refused_with_the_models_node() -> None:
-    """Not with the node's name inside the function it became."""
-    nodes = [
-        make_node("Greater", ["x", "c"], ["m"], name="inner"),
-        make_node("Where", ["m", "x", "c"], ["y"], name="outer"),
-    ]
-    with pytest.raises(Unsupported, match="node outer: Greater has no table"):
-        table_layer(nodes, c=0.5)
+def test_operator_without_meaning_is_refused_with_its_node() -> None:
+    made = ir.node("Mod", [ir.Value(name="x")], name="outer")
+    model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
+    with pytest.raises(Unsupported, match="node outer: Mod has no table"):
+        exact.unary(model, made, [mpmath.mpf(1)])
+
+
+@pytest.mark.parametrize("op", sorted(ELEMENTWISE))
+def test_whatever_is_outlined_has_a_meaning(op: str) -> None:
+    assert exact.meaning(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), ir.node(op, []))

@@ -26,7 +26,7 @@ import onnx_ir.passes.common as common
 from onnxscript import optimizer
 
 from qcompile.errors import BadInput, QcompileError, Unsupported
-from qcompile.onnx.edit import Editor, constant, dims, operand, reshape_target, static
+from qcompile.onnx.edit import Array, Editor, constant, dims, operand, reshape_target, static
 from qcompile.onnx.reader import MAX_ELEMENTS, MAX_NODES
 from qcompile.onnx.unroll import unroll
 
@@ -262,7 +262,7 @@ def _simplify(model: ir.Model) -> None:
     for _ in range(3):
         _fold(model, should_fold, infer=True)
         _reinfer(model)
-        changed = _settle_reshapes(model.graph)
+        changed = _settle_reshapes(model.graph) | _settle_constants(model.graph)
         _tidy(model)
         if not changed:
             break
@@ -305,6 +305,42 @@ def _settle_reshapes(graph: ir.Graph) -> bool:
         node.attributes.pop("allowzero", None)
         changed = True
     return changed
+
+
+def _settle_constants(graph: ir.Graph) -> bool:
+    """Parts and products of constants are constants: weights of several gates, states of zeros."""
+    editor, changed, left = Editor(graph), False, MAX_FOLDED_ELEMENTS
+    for node in graph:
+        arrays = [a for v in node.inputs if (a := constant(v)) is not None]
+        if node.domain or len(arrays) < len(node.inputs):
+            continue
+        made: list[Array] = []
+        match node.op_type:
+            case "Split":
+                made = _parts(node, arrays[0])
+            case "MatMul" if all(a.dtype == np.float32 and a.size for a in arrays):
+                work = arrays[0].size * (arrays[1].size // arrays[0].shape[-1])
+                if work <= left:
+                    left -= work
+                    made = [_product(*arrays)]
+        for old, array in zip(node.outputs, made, strict=False):
+            if old.uses() and not old.is_graph_output():
+                old.replace_all_uses_with(editor.const(array, str(old.name)))
+                changed = True
+    return changed
+
+
+def _parts(node: ir.Node, array: Array) -> list[Array]:
+    axis = node.attributes.get_int("axis", 0)
+    widths = [shape[axis] if (shape := dims(v)) else None for v in node.outputs]
+    ends = np.cumsum([w for w in widths if isinstance(w, int)])
+    return np.split(array, ends[:-1], axis) if len(ends) == len(widths) else []
+
+
+def _product(a: Array, b: Array) -> Array:
+    """In double precision, whose last bits, where machines differ, are rounded away."""
+    with np.errstate(all="ignore"):
+        return np.asarray(a.astype(np.float64) @ b.astype(np.float64), np.float32)
 
 
 def _check_result(graph: ir.Graph) -> None:

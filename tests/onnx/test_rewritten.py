@@ -87,9 +87,82 @@ def test_a_loop_without_turns_hands_on_what_it_got() -> None:
     assert same(loop(0, scan=False)) == ["Identity"]
 
 
-def test_a_loop_that_may_stop_early_is_refused() -> None:
+@pytest.mark.parametrize(("most", "turns"), [(7, 4), (2, 2)])
+def test_a_loop_that_counts_as_tensorflow_writes_it(most: int, turns: int) -> None:
+    """It goes on while its own counter, and the loop's, are below a number; the condition at first is computed too."""
+    nodes = [
+        make_node("Split", ["both"], ["w", "b"], axis=0, num_outputs=2),
+        make_node("Mul", ["v", "w"], ["scaled"]),
+        make_node("Cast", ["count"], ["number"], to=1),
+        make_node("Add", ["scaled", "number"], ["moved"]),
+        make_node("Sub", ["moved", "b"], ["sum"]),
+        make_node("Tanh", ["sum"], ["next"]),
+        make_node("Add", ["count", "step"], ["counted"]),
+        make_node("Cast", ["i"], ["turn"], to=1),
+        make_node("Less", ["turn", "limit"], ["below"]),
+        make_node("LessOrEqual", ["counted", "last"], ["above"]),
+        make_node("And", ["below", "above"], ["more"]),
+        make_node("Identity", ["next"], ["kept"]),
+    ]
+    inputs = [
+        make_tensor_value_info("i", 7, []),
+        make_tensor_value_info("go", 9, []),
+        make_tensor_value_info("count", 6, []),
+        make_tensor_value_info("v", 1, None),
+        make_tensor_value_info("both", 1, None),
+    ]
+    outputs = [make_tensor_value_info("more", 9, []), make_tensor_value_info("counted", 6, [])]
+    outputs += [make_tensor_value_info(n, 1, None) for n in ("next", "both", "kept")]
+    own = {"limit": np.float32(9), "step": np.int32(2), "last": np.int32(10 + 2 * 3)}
+    body = helper.make_graph(
+        nodes, "body", inputs, outputs, [numpy_helper.from_array(np.asarray(a), n) for n, a in own.items()]
+    )  # fmt: skip
+    names = ["n", "yes", "ten", "x", "all"]
+    loop = make_node("Loop", names, ["c_v", "last_v", "all_v", "every"], name="turns", body=body)
+    begin = make_node("Less", ["ten", "twenty"], ["yes"])
+    constants = {
+        "n": np.array(most), "ten": np.int32(10), "twenty": np.int32(20), "all": X[:2] * 0.5,
+    }  # fmt: skip
+    left = same(model([begin, loop], constants, {"last_v": 1, "every": 1}))
+    assert left.count("Tanh") == turns
+    assert not {"Loop", "Split", "Less", "Cast"} & set(left)
+
+
+def test_a_loop_whose_counter_counts_for_ever_is_refused() -> None:
+    endless = loop(2)
+    endless.graph.node[0].input[0] = ""
     with pytest.raises(Unsupported, match="'turns' \\(Loop\\) branches or loops at run time"):
-        frontend.load(loop(3, early=True).SerializeToString(), isolated=False)
+        frontend.load(endless.SerializeToString(), isolated=False)
+
+
+def test_a_loop_that_stops_at_a_number_needs_no_count() -> None:
+    stops = loop(3, early=True)
+    stops.graph.node[0].input[0] = ""
+    assert same(stops).count("Tanh") == 4
+
+
+def test_a_loop_that_the_data_stop_is_refused() -> None:
+    stops = loop(3)
+    body = stops.graph.node[0].attribute[0].g
+    limit = numpy_helper.from_array(np.float32([[3]]), "limit")
+    body.initializer.append(limit)
+    body.node.append(make_node("ReduceMax", ["next"], ["largest"]))
+    body.node.append(make_node("Less", ["largest", "limit"], ["decided"]))
+    body.output[0].name = "decided"
+    with pytest.raises(Unsupported, match="'turns' \\(Loop\\) branches or loops at run time"):
+        frontend.load(stops.SerializeToString(), isolated=False)
+
+
+def test_products_of_constants_are_constants() -> None:
+    a, b, c = X[:2], X[:, :3][:4], np.arange(3, dtype=np.float32)
+    nodes = [
+        make_node("MatMul", ["a", "b"], ["ab"]),
+        make_node("MatMul", ["ab", "c"], ["abc"]),
+        make_node("ReduceSum", ["abc"], ["s"], keepdims=0),
+        make_node("Mul", ["x", "s"], ["m"]),
+        make_node("Relu", ["m"], ["y"]),
+    ]
+    assert same(model(nodes, {"a": a, "b": b, "c": c}, {"y": 1})) == ["Mul", "Relu"]
 
 
 def classifier(classes: Sequence[int], *, zipmap: bool) -> onnx.ModelProto:

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from qcompile.onnx.edit import Array, Editor, constant, dims, operand
+from qcompile.onnx.edit import Array, Dims, Editor, constant, dims, operand
 from qcompile.pipeline import Context
 from qcompile.plan import QuantPlan
 
@@ -132,12 +132,21 @@ def _computed(node: ir.Node) -> list[ir.Value] | None:
             continue
         array = constant(value)
         if array is None:
-            if dims(value) != shape or shape is None:
+            if not _alike(dims(value), shape):
                 return None
             found.append(value)
         elif array.size != 1 or shape is None or array.ndim > len(shape):
             return None
     return found
+
+
+def _alike(a: Dims | None, b: Dims | None) -> bool:
+    """Open sizes are the batch, whatever inference calls them."""
+    if a is None or b is None or len(a) != len(b):
+        return False
+    return all(
+        m == n if isinstance(m, int) else not isinstance(n, int) for m, n in zip(a, b, strict=True)
+    )
 
 
 def _regions(graph: ir.Graph) -> list[Region]:

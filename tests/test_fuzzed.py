@@ -173,6 +173,15 @@ def test_an_output_whose_leading_axis_counts_no_samples(tmp_path: Path) -> None:
     assert chain.whole(network) is None
 
 
+def test_a_limit_in_front_of_a_value_whose_batch_has_a_name_of_its_own() -> None:
+    resized = make_node(
+        "Resize", ["x", "", "", "k"], ["r"], axes=[1], mode="nearest",
+        coordinate_transformation_mode="half_pixel", nearest_mode="round_prefer_floor",
+    )  # fmt: skip
+    nodes = [resized, make_node("Relu", ["r"], ["p"]), make_node("Max", ["c", "p"], ["y"])]
+    agrees(nodes, {"x": ["N", 1]}, {"k": np.array([1]), "c": np.float32([[0.0377]])})
+
+
 # --- models that are damaged ------------------------------------------------------------------------------------
 
 

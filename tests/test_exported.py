@@ -57,8 +57,8 @@ def test_a_network_as_it_was_exported(path: Path, tmp_path: Path) -> None:
         wanted.append(session.run(None, row))
         got.append(border.decode(graph, graph.run(border.encode(graph, row))))
     for port, values in zip(session.get_outputs(), zip(*wanted, strict=True), strict=True):
-        expected = np.stack(values)
-        actual = np.stack([g[port.name] for g in got]).reshape(expected.shape)
+        expected, actual = np.stack(values), np.stack([g[port.name] for g in got])
+        assert actual.shape == expected.shape
         if expected.dtype == np.float32:
             noise = np.square(actual.astype(np.float64) - expected).sum()
             assert 10 * np.log10(np.square(expected, dtype=np.float64).sum() / noise) > 25, (

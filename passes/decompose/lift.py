@@ -87,9 +87,9 @@ def lift(model: ir.Model) -> None:
     graph = model.graph
     editor = Editor(graph)
     nodes = list(graph)
-    outputs = list(graph.outputs)
     computed = [v for node in nodes for v in node.outputs if v.name]
     shapes = {v: _sizes(v) for v in (*graph.inputs, *computed)}
+    wanted = [shapes[v] if v in shapes else _sizes(v) for v in graph.outputs]
     batched = all(shapes[v][:1] == (1,) and len(shapes[v]) > 1 for v in graph.inputs)
     for value in graph.inputs:
         if batched:
@@ -98,9 +98,10 @@ def lift(model: ir.Model) -> None:
             value.shape = ir.Shape((1, *shapes[value]))
     for node in nodes:
         _lift(node, shapes, editor)
-    for value in outputs:
-        if batched and shapes[value][:1] == (1,):
-            _leave(value, shapes[value], editor)
+    # a node that was lifted may have handed its output on
+    for value, shape in dict(zip(graph.outputs, wanted, strict=True)).items():
+        if batched and shape[:1] == (1,):
+            _leave(value, shape, editor)
 
 
 def _sizes(value: ir.Value) -> tuple[int, ...]:

@@ -261,6 +261,29 @@ def test_operators_with_fixed_axes_follow_each_other_in_a_model_without_a_batch(
     assert [v.shape.dims for v in made.graph.inputs if v.shape] == [(1, 3, 2, 6, 6)]
 
 
+@pytest.mark.parametrize("last", ["Gemm", "Relu", "Transpose"])
+def test_outputs_keep_their_shapes_where_one_sample_is_compiled(last: str) -> None:
+    end = {
+        "Gemm": make_node("Gemm", ["f", "w"], ["y"]),
+        "Relu": make_node("Relu", ["f"], ["y"]),
+        "Transpose": make_node("Transpose", ["f"], ["y"], perm=[0, 1]),
+    }
+    nodes = [
+        make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        make_node("Softmax", ["t"], ["s"], axis=0),
+        make_node("Transpose", ["s"], ["b"], perm=[1, 0, 2]),
+        make_node("Reshape", ["b", "flat"], ["f"]),
+        end[last],
+    ]
+    x = numbers(0, 1, 3, 4)
+    constants = {"w": numbers(1, 12, 5), "flat": np.array([1, 12])}
+    model = network(nodes, {"x": x.shape}, constants, ("y", "f"))
+    made = check(model, {"x": x}, "nothing")
+    fed = run(ir.to_proto(made), {"x": x})
+    assert [a.shape for a in fed] == [a.shape for a in run(model, {"x": x})]
+    assert [v.name for v in made.graph.outputs] == ["y", "f"]
+
+
 def test_the_mean_of_a_volume() -> None:
     x = numbers(0, 2, 3, 2, 3, 4)
     model = network([make_node("GlobalAveragePool", ["x"], ["y"])], {"x": x.shape}, {})

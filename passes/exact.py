@@ -146,6 +146,8 @@ def _shrink(x: Real, lambd: Real, bias: Real) -> Real:
 
 def _cast(node: ir.Node) -> Callable[[Real], Real]:
     to = ir.DataType(node.attributes.get_int("to", ir.DataType.FLOAT))
+    if to == ir.DataType.STRING:
+        raise Unsupported(f"node {node.name}: text has no table; keep the model's values numbers")
     if to == ir.DataType.BOOL:
         return bool
     return _CONTEXT.mpf if to.is_floating_point() else lambda x: _CONTEXT.mpf(int(x))

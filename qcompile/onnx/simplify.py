@@ -68,12 +68,12 @@ def simplify(proto: onnx.ModelProto) -> onnx.ModelProto:
     for output in outputs:
         output.ClearField("shape")
     proto = _convert(_infer(_inline(proto)))
-    unroll(proto.graph)
-    # Types change with the opset too: the mask of Dropout was once a float.
-    del proto.graph.value_info[:]
-    model = ir.from_proto(_infer(proto))
-    model.ir_version = IR_VERSION
     try:
+        unroll(proto.graph)
+        # Types change with the opset too: the mask of Dropout was once a float.
+        del proto.graph.value_info[:]
+        model = ir.from_proto(_infer(proto))
+        model.ir_version = IR_VERSION
         _simplify(model)
     except QcompileError:
         raise

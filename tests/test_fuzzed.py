@@ -182,6 +182,13 @@ def test_a_limit_in_front_of_a_value_whose_batch_has_a_name_of_its_own() -> None
     agrees(nodes, {"x": ["N", 1]}, {"k": np.array([1]), "c": np.float32([[0.0377]])})
 
 
+@pytest.mark.parametrize("leads", [(2, 1), (1, 2), (2, 3)])
+def test_inputs_that_have_nothing_in_common_on_axis_0(leads: tuple[int, int]) -> None:
+    nodes = [make_node("Flatten", ["b"], ["f"]), make_node("Relu", ["a"], ["r"])]
+    inputs = {"a": [leads[0], 4], "b": [leads[1], 3, 2]}
+    agrees(nodes, inputs, outputs=("f", "r"), recipe="default")
+
+
 # --- models that are damaged ------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,9 @@ _ALONG = {
 
 
 def mixes(graph: ir.Graph) -> bool:
-    """Does a node mix what stands side by side on axis 0?"""
+    """Does a node mix what stands side by side on axis 0, or do inputs not have the same there?"""
+    if len({_lead(d) for v in graph.inputs if (d := dims(v))}) > 1:
+        return True
     return any(len(dims(v) or (0,) * 2) < 2 for v in graph.inputs) or any(map(_mixes, graph))
 
 

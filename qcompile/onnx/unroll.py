@@ -75,7 +75,7 @@ def _made(node: onnx.NodeProto, known: Mapping[str, Array]) -> Array | None:
     return None
 
 
-def _turns(node: onnx.NodeProto, constants: Mapping[str, Array]) -> int | None:
+def _turns(node: onnx.NodeProto, constants: dict[str, Array]) -> int | None:
     """How often a Loop turns; None where that is known at run time only, is too often, or for another node."""
     if node.op_type != "Loop" or node.domain or len(node.input) < 2:
         return None
@@ -86,14 +86,14 @@ def _turns(node: onnx.NodeProto, constants: Mapping[str, Array]) -> int | None:
     going = not condition or bool(constants[condition].reshape(-1)[0])
     body = next(a.g for a in node.attribute if a.name == "body")
     number, go, *states = (v.name for v in body.input)
-    outside = dict(constants) | _numbers(body)
+    own = _numbers(body)
     known = {
         v: constants[name] for v, name in zip(states, carried, strict=True) if name in constants
     }
     turns = 0
     while going and (most is None or turns < most):
         known |= {number: np.array(turns, np.int64), go: np.array(True)}
-        found = ChainMap(known, outside)
+        found = ChainMap(known, own, constants)
         _follow(body.node, found)
         after = found.get(body.output[0].name)
         turns += 1

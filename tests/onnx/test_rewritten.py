@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from qcompile.errors import Unsupported
 from qcompile.onnx import frontend
+from qcompile.onnx.unroll import unroll
 
 X = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
@@ -126,6 +128,11 @@ def test_a_loop_that_counts_as_tensorflow_writes_it(most: int, turns: int) -> No
     left = same(model([begin, loop], constants, {"last_v": 1, "every": 1}))
     assert left.count("Tanh") == turns
     assert not {"Loop", "Split", "Less", "Cast"} & set(left)
+    written_out = model([begin, loop], constants, {"last_v": 1}).graph
+    unroll(written_out)
+    counts = Counter(n.op_type for n in written_out.node)
+    # what is the same in every turn is made once
+    assert (counts["Tanh"], counts["Split"]) == (turns, 1)
 
 
 def test_a_loop_whose_counter_counts_for_ever_is_refused() -> None:

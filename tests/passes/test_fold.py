@@ -316,3 +316,25 @@ def test_trained_networks_keep_their_outputs(bench: Bench, name: str) -> None:
     left = set(bench.kinds(model))
     assert not left & {"BatchNormalization", "MatMul", "Flatten", "Identity"}
     assert isinstance(model, ir.Model)
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "number", "left"),
+    [
+        ("Add", "cs", 0, 0), ("Add", "sc", 0, 0), ("Sub", "sc", 0, 0), ("Mul", "cs", 1, 0), ("Div", "sc", 1, 0),
+        ("Add", "cs", 1, 1), ("Sub", "cs", 0, 1), ("Mul", "sc", 0, 1),
+    ],
+)  # fmt: skip
+def test_what_changes_nothing_is_dropped(
+    bench: Bench, op: str, operands: str, number: int, left: int
+) -> None:
+    nodes = [make_node("Sigmoid", ["x"], ["s"]), make_node(op, list(operands), ["y"])]
+    weights = {"c": np.full(4, number, np.float32)}
+    model = bench.keeps(bench.model(nodes, {"x": ["N", 4]}, weights), Fold())
+    assert len(bench.kinds(model)) == 1 + left
+
+
+def test_a_network_that_changes_nothing_has_its_node(bench: Bench) -> None:
+    zeros = {"c": np.zeros(4, np.float32)}
+    model = bench.model([make_node("Add", ["c", "x"], ["y"])], {"x": ["N", 4]}, zeros)
+    assert bench.kinds(bench.keeps(model, Fold())) == ["Add"]
